@@ -1,0 +1,60 @@
+# Every target sets the project up first if need be; a second call finds it done. PYTHON=python3.12 picks another Python.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+# One kind of Ray everywhere: a cluster of this machine's own, without tokens, even where the shell names another.
+unexport RAY_ADDRESS
+export RAY_AUTH_MODE := disabled
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: setup demo test test-all lint type docs clean help
+
+help:
+	@echo "make demo      set up, make a small data set, train a detector on it, evaluate it, write a report"
+	@echo "make test      set up and run the tests; test-all adds the long ones"
+	@echo "make setup lint type docs clean"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON); install Python 3.11 or newer, or name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hai needs Python 3.11 or newer, this is $$($(PYTHON) --version); name another: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "setup 1/3: making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
+	@echo "setup 2/3: installing the installer (uv)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@echo "setup 3/3: installing hai and what it needs, some 7 GB with torch: seconds to minutes"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "setup done: .venv/bin/hai is the command"
+
+demo: setup
+	@test -f demo/data/labels.csv || { echo "demo 1/3: making a small data set"; $(BIN)/hai data demo --task detector --output demo/data; }
+	@echo "demo 2/3: training on demo/data through Ray Train; stop it with Ctrl-C and run make demo again: it goes on"
+	@$(BIN)/hai train --config configs/detector/demo.yaml --name demo --storage demo/runs
+	@echo "demo 3/3: evaluating the best checkpoint on the test split"
+	@$(BIN)/hai evaluate --checkpoint demo/runs/demo --data demo/data
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/hai config schema --markdown > docs/config.md
+	$(BIN)/python -m pytest -q --durations=0 tests/unit/test_house.py -k docs
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find hai tests ray_jobs benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "kept: .venv, runs/, data/, demo/"

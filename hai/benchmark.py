@@ -1,0 +1,53 @@
+"""Run a benchmark suite of the repository and judge its numbers by their floors."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hai.errors import ConfigError
+from hai.provenance import provenance
+from hai.types import Record
+
+__all__ = ["failed_floors", "run_suite", "suites"]
+
+_FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def suites() -> list[str]:
+    """Name the suites of this checkout."""
+    return sorted(path.stem for path in _FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def run_suite(suite: str, *, quick: bool = False) -> Record:
+    """Run one suite: a file with `run(quick: bool) -> list[{name, value, low, high, floor, holds}]`.
+
+    Returns:
+        `results` as the suite gave them, with the date, commit, hardware, versions and command they belong to.
+
+    Raises:
+        ConfigError: there is no such suite.
+    """
+    if suite not in suites():
+        known = ", ".join(suites()) or "none: benchmarks come with a checkout of the repository"
+        raise ConfigError(f"benchmark: suite = {suite}; must be one of this checkout's suites: {known}")
+    results = _load(_FOLDER / f"{suite}.py").run(quick)
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"suite": suite, "quick": quick, "date": date, **provenance(), "results": results}
+
+
+def failed_floors(results: list[Record]) -> list[str]:
+    """Name the results that miss their floors."""
+    return [result["name"] for result in results if not result["holds"]]
+
+
+def _load(path: Path) -> ModuleType | Any:
+    spec = importlib.util.spec_from_file_location(f"hai_benchmark_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None  # a .py file has both
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

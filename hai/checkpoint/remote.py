@@ -1,0 +1,425 @@
+"""Where a run lives: its local work folder, and its place on the storage when that is a bucket or a mount."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import queue
+import re
+import shutil
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar, cast
+
+from typing_extensions import override
+
+from hai.checkpoint.files import TEMPORARY, hash_file
+from hai.errors import StorageError
+from hai.paths import cache_folder
+
+__all__ = [
+    "Bucket",
+    "Location",
+    "Mount",
+    "Remote",
+    "check_storage",
+    "is_bucket",
+    "is_mount",
+    "local_folder",
+    "locate",
+    "open_remote",
+    "reach",
+    "within",
+]
+
+Result = TypeVar("Result")
+
+_REMOTE_TYPES: Final = re.compile(
+    r"fuse(\..+)?|nfs\d?|9p|cifs|smb3|smbfs|drvfs|vboxsf|prl_fs|ceph|glusterfs|lustre|beegfs|gpfs|afs|davfs"
+)
+_LOCAL_TYPES: Final = re.compile(r"fuse\.(fuse-overlayfs|ntfs.*|exfat.*|unionfs.*)")
+_ATTEMPT: Final = re.compile(r"attempt-(\d{1,9})")
+_OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "hf")
+_INSTALL: Final = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+_LOG_IN: Final = {
+    "s3": "run `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+    "gcs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+}
+_DISK_ERRORS: Final = {
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "you may not write there",
+    errno.EPERM: "you may not write there",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your disk quota is used up",
+    errno.ENOTDIR: "a file is in the way",
+    errno.EEXIST: "a file is in the way",
+}
+_CHECK_LIMIT_S: Final = 30.0
+_BLOCK: Final = 8 << 20
+
+
+class Remote(Protocol):
+    """A folder on a storage that is not a local disk; names are relative to it, with `/`.
+
+    Every method raises whatever the storage raises.
+    """
+
+    url: str
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a local file there, replacing what there was."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file there, replacing what there was."""
+
+    def read(self, name: str) -> bytes | None:
+        """Read a small file; None when it is absent."""
+
+    def fetch(self, name: str, target: Path) -> None:
+        """Copy a file here."""
+
+    def digest(self, name: str) -> str:
+        """Read a file back and return its sha256."""
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file; None when it is absent."""
+
+    def names(self, folder: str) -> list[str]:
+        """List the names in a folder; empty when it is absent."""
+
+    def delete(self, name: str) -> None:
+        """Delete a file; its absence is fine."""
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete an empty folder, where folders are more than parts of names; its absence is fine."""
+
+    def renew(self) -> None:
+        """Forget the connection, after a call that hung."""
+        return
+
+
+class Bucket(Remote):
+    """A folder of an fsspec file system: a bucket, or anything else that has a URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._opened: tuple[Any, str] | None = None
+
+    def inside(self, folder: str) -> Bucket:
+        """Return a folder of this folder, on the same connection."""
+        bucket = Bucket(f"{self.url}/{folder}")
+        if self._opened is not None:
+            bucket._opened = self._opened[0], f"{self._opened[1]}/{folder}"
+        return bucket
+
+    def _open(self) -> tuple[Any, str]:
+        """Return the file system and the folder's path in it."""
+        if self._opened is None:
+            import fsspec
+
+            filesystem, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True)
+            self._opened = filesystem, str(root).rstrip("/")
+        return self._opened
+
+    @override
+    def renew(self) -> None:
+        self._opened = None
+
+    @override
+    def put(self, source: Path, name: str) -> None:
+        filesystem, root = self._open()
+        self._write(filesystem, f"{root}/{name}", lambda path: filesystem.put_file(str(source), path))
+
+    @override
+    def write(self, name: str, content: bytes) -> None:
+        filesystem, root = self._open()
+        self._write(filesystem, f"{root}/{name}", lambda path: filesystem.pipe_file(path, content))
+
+    def _write(self, filesystem: Any, path: str, send: Callable[[str], Any]) -> None:
+        if not _is_object_store(filesystem):  # there, making a folder could make a bucket
+            filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+        send(path)
+
+    @override
+    def read(self, name: str) -> bytes | None:
+        filesystem, root = self._open()
+        try:
+            return bytes(filesystem.cat_file(f"{root}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    @override
+    def fetch(self, name: str, target: Path) -> None:
+        filesystem, root = self._open()
+        filesystem.get_file(f"{root}/{name}", str(target))
+
+    @override
+    def digest(self, name: str) -> str:
+        filesystem, root = self._open()
+        digest = hashlib.sha256()
+        with filesystem.open(f"{root}/{name}", "rb", block_size=_BLOCK, cache_type="readahead") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+    @override
+    def size(self, name: str) -> int | None:
+        filesystem, root = self._open()
+        try:
+            return int(filesystem.info(f"{root}/{name}")["size"])
+        except FileNotFoundError:
+            return None
+
+    @override
+    def names(self, folder: str) -> list[str]:
+        filesystem, root = self._open()
+        path = f"{root}/{folder}".rstrip("/")
+        filesystem.invalidate_cache()
+        try:
+            found = filesystem.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted({str(item).rstrip("/").rpartition("/")[2] for item in found if str(item).rstrip("/") != path})
+
+    @override
+    def delete(self, name: str) -> None:
+        filesystem, root = self._open()
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm_file(f"{root}/{name}")
+
+    @override
+    def delete_folder(self, folder: str) -> None:
+        filesystem, root = self._open()
+        if not _is_object_store(filesystem):  # whose folders are but names
+            with contextlib.suppress(FileNotFoundError):
+                filesystem.rmdir(f"{root}/{folder}")
+
+
+class Mount(Remote):
+    """A folder of a mounted drive or network share: written under a temporary name, then replaced."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = str(folder)
+
+    @override
+    def put(self, source: Path, name: str) -> None:
+        self._replace(name, lambda target: shutil.copyfile(source, target))
+
+    @override
+    def write(self, name: str, content: bytes) -> None:
+        self._replace(name, lambda target: target.write_bytes(content))
+
+    def _replace(self, name: str, send: Callable[[Path], Any]) -> None:
+        path = self.folder / name
+        temporary = path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:12]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            send(temporary)
+            with open(temporary, "rb+") as stream:
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    @override
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    @override
+    def fetch(self, name: str, target: Path) -> None:
+        shutil.copyfile(self.folder / name, target)
+
+    @override
+    def digest(self, name: str) -> str:
+        return hash_file(self.folder / name)
+
+    @override
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.folder / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    @override
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self.folder / folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    @override
+    def delete(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+    @override
+    def delete_folder(self, folder: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / folder).rmdir()
+
+
+@dataclass(frozen=True)
+class Location:
+    """A run's local work folder, and its folder on the storage; None when the work folder is the storage."""
+
+    path: Path
+    remote: Remote | None
+
+
+def is_bucket(storage: str) -> bool:
+    """Tell a URL from a path; `file://` is a path."""
+    return "://" in storage and not storage.startswith(("file://", "local://"))
+
+
+def is_mount(folder: Path, table: Path = Path("/proc/mounts")) -> bool:
+    """Tell whether a folder lies on a network or user-space mount, where only what was read back is safe."""
+    try:
+        lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    target, best, kind = folder.resolve(), -1, ""
+    for line in lines:
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[1]))
+        if target.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), fields[2]
+    return bool(_REMOTE_TYPES.fullmatch(kind)) and not _LOCAL_TYPES.fullmatch(kind)
+
+
+def open_remote(storage: str) -> Remote | None:
+    """Open a storage path or URL; None for a local disk."""
+    if is_bucket(storage):
+        return Bucket(storage)
+    folder = local_folder(storage)
+    return Mount(folder) if is_mount(folder) else None
+
+
+def local_folder(storage: str) -> Path:
+    """Turn a path or a `file://` URL into an absolute path."""
+    return Path(re.sub(r"^(file|local)://", "", storage)).expanduser().absolute()
+
+
+def locate(storage: str, name: str) -> Location:
+    """Find a run's folders; on a bucket the newest `attempt-N/` of the run, when there is one.
+
+    Raises:
+        StorageError: the storage cannot be listed.
+    """
+    if not is_bucket(storage):
+        folder = local_folder(storage) / name
+        if not is_mount(folder):
+            return Location(folder, None)
+        return Location(_work_folder(str(folder), name), Mount(folder))
+    bucket = Bucket(f"{storage.rstrip('/')}/{name}")
+    names = reach(bucket.url, lambda: bucket.names(""))
+    attempts = [int(match[1]) for item in names if (match := _ATTEMPT.fullmatch(item))]
+    if attempts:
+        bucket = bucket.inside(f"attempt-{max(attempts)}")
+    return Location(_work_folder(bucket.url, name), bucket)
+
+
+def _work_folder(url: str, name: str) -> Path:
+    return cache_folder() / "runs" / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+
+
+def check_storage(storage: str) -> None:
+    """Write and delete a tiny file, so that a wrong storage fails in the first second.
+
+    Raises:
+        StorageError: one line: what is wrong and how to mend it.
+    """
+    probe = f"{TEMPORARY}probe-{uuid.uuid4().hex[:12]}"
+    if is_bucket(storage):
+        bucket = Bucket(storage)
+
+        def attempt() -> bool:
+            bucket.write(probe, b"hai")
+            read = bucket.read(probe)
+            bucket.delete(probe)
+            return read == b"hai"
+
+        if not reach(storage, attempt):
+            raise StorageError(f"storage: {storage}: what was written does not read back; use another storage")
+        return
+    folder = local_folder(storage)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / probe).write_bytes(b"hai")
+        (folder / probe).unlink()
+    except OSError as error:
+        reason = _DISK_ERRORS.get(error.errno or 0, error.strerror or str(error))
+        raise StorageError(f"storage: {folder}: {reason}; choose another folder with --storage") from error
+
+
+def reach(url: str, function: Callable[[], Result]) -> Result:
+    """Call a storage within a time limit and turn its many kinds of error into one line.
+
+    Raises:
+        StorageError: what is wrong and how to mend it.
+    """
+    try:
+        return within(_CHECK_LIMIT_S, function)
+    except Exception as error:
+        raise StorageError(f"storage: {url}: {_explain(url, error)}") from error
+
+
+def _explain(url: str, error: Exception) -> str:
+    protocol = url.partition("://")[0]
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    log_in = _LOG_IN.get(protocol, "check your credentials for it")
+    if isinstance(error, ImportError):
+        package = _INSTALL.get(protocol)
+        return f"{text}; pip install {package}" if package else text
+    if isinstance(error, ValueError) and "rotocol" in text:
+        return f"no such scheme {protocol!r}; use a folder, s3://BUCKET/..., gs://BUCKET/... or another fsspec URL"
+    if "redential" in type(error).__name__ + text or "DefaultCredentials" in type(error).__name__:
+        return f"no credentials ({text}); {log_in}"
+    if isinstance(error, PermissionError) or any(mark in text for mark in ("403", "401", "Forbidden", "Access Denied")):
+        return f"access refused ({text}); {log_in}"
+    if isinstance(error, FileNotFoundError):
+        return f"no such bucket or folder ({text}); create it, or check its name"
+    if isinstance(error, TimeoutError):
+        return f"{text}; check the network"
+    return f"{type(error).__name__}: {text}"
+
+
+def within(limit_s: float, function: Callable[[], Result]) -> Result:
+    """Call a function in a thread of its own and wait only so long; a call that hangs is left behind.
+
+    Raises:
+        TimeoutError: there was no answer in time.
+    """
+    answer: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            answer.put((function(), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    threading.Thread(target=call, name="hai-storage", daemon=True).start()
+    try:
+        result, error = answer.get(timeout=limit_s)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {limit_s:.0f} s") from None
+    if error is not None:
+        raise error
+    return cast("Result", result)
+
+
+def _is_object_store(filesystem: Any) -> bool:
+    protocols = filesystem.protocol if isinstance(filesystem.protocol, tuple | list) else (filesystem.protocol,)
+    return bool(set(protocols) & set(_OBJECT_STORES))

@@ -1,0 +1,438 @@
+"""A run's checkpoints over its life: saved in the background, pruned, found again, and kept on the storage."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from torch import Tensor
+
+from hai.checkpoint import records
+from hai.checkpoint.buffers import Buffers
+from hai.checkpoint.files import TEMPORARY, save_bytes
+from hai.checkpoint.find import local_names, search, search_best
+from hai.checkpoint.format import (
+    REFUSED,
+    Checkpoint,
+    checkpoint_name,
+    load_checkpoint,
+    load_manifest,
+    refuse,
+    step_of,
+    verify_checkpoint,
+    write_checkpoint,
+)
+from hai.checkpoint.owner import is_owner
+from hai.checkpoint.remote import Location, Remote, locate
+from hai.checkpoint.transfer import (
+    CHECKPOINTS,
+    Refusal,
+    download_checkpoint,
+    load_remote_manifest,
+    persist,
+    refuse_remote,
+    remote_names,
+)
+from hai.checkpoint.upload import Delivery, Uploader
+from hai.errors import CheckpointError, StorageError
+from hai.types import Record
+
+__all__ = ["RunFolder"]
+
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_log = logging.getLogger("hai")
+
+
+class RunFolder:
+    """The folder of one run, as its writer (rank 0) or a reader sees it.
+
+    Writing begins with the first call of `newest_valid`, `save` or `append`; until then nothing is changed. Trouble
+    with disks and storages is reported in one line and kept in `problems`; it never reaches the training loop.
+
+    Args:
+        storage: a folder or fsspec URL that holds runs.
+        name: the run's name.
+        attempt: the writer's attempt, from `Owner.acquire`; a writer that is no longer the owner stops writing.
+        keep: newest checkpoints to keep; the best one and permanent ones stay besides.
+        report: takes one line for the user.
+    """
+
+    def __init__(
+        self,
+        storage: str,
+        name: str,
+        *,
+        attempt: str | None = None,
+        keep: int = 2,
+        report: Callable[[str], None] = _log.warning,
+    ) -> None:
+        self.location: Location = locate(storage, name)
+        self.path: Path = self.location.path
+        self.checkpoints: Path = self.path / CHECKPOINTS
+        self.problems: list[str] = []
+        self.lost: str | None = None
+        """Why this attempt may no longer write; None while it may."""
+        self._attempt, self._keep, self._report = attempt, keep, report
+        self._model_copy, self._state_copy = Buffers(), Buffers()
+        self._writer: threading.Thread | None = None
+        self._committed = False
+        self._bug: BaseException | None = None
+        self._begun = False
+        self._saved = False
+        self._permanent: set[str] = set()
+        self._last_saved: str | None = None
+        self._spoken_of: set[str] = set()
+        self._uploader: Uploader | None = None
+
+    # Saving
+
+    def save(
+        self,
+        model: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        meta: Record,
+        *,
+        step: int,
+        permanent: bool = False,
+        wait: bool = False,
+    ) -> bool:
+        """Copy the tensors, and write the checkpoint in the background; waits only for the write before this one.
+
+        When `meta["best"]` is `{metric, value, step}` with this very step, best.json is pointed at the checkpoint.
+        A step that has a valid checkpoint is not written again: evaluate first, then save once.
+
+        Args:
+            model: the weights to serve, on any device.
+            state: all other tensors, on any device.
+            meta: JSON object; `step` is added.
+            step: optimizer steps done.
+            permanent: keep this checkpoint for good.
+            wait: return once it is on the local disk.
+
+        Returns:
+            False when the checkpoint could not be saved and this is already known; `problems` says why.
+        """
+        self._begin()
+        self.wait()
+        if self.lost is not None:
+            return False
+        meta = {**meta, "step": step}
+        records.to_json(meta)  # what is not JSON fails here, in the caller's thread
+        copies = self._model_copy.copy(model), self._state_copy.copy(state)
+        self._committed = False
+        self._writer = threading.Thread(target=self._write, args=(*copies, meta, permanent), name="hai-checkpoint")
+        self._writer.start()
+        return self.wait() if wait else True
+
+    def wait(self) -> bool:
+        """Wait for the checkpoint that is being written.
+
+        Returns:
+            Whether the last checkpoint is whole on the local disk.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._bug is not None:
+            bug, self._bug = self._bug, None
+            raise bug
+        return self._committed
+
+    def append(self, record: Record) -> None:
+        """Append a record to metrics.jsonl."""
+        self._begin()
+        if self._is_mine():
+            with self._spoken("metrics.jsonl"):
+                records.append_record(self.path / records.METRICS, record)
+
+    def save_summary(self, summary: Record) -> None:
+        """Write summary.json; `last_saved`, the time of the newest checkpoint, is added."""
+        self._begin()
+        if self._is_mine():
+            with self._spoken("summary.json"):
+                records.save_json(self.path / records.SUMMARY, {**summary, "last_saved": self._last_saved})
+
+    def close(self, wait: bool = False, limit_s: float | None = None) -> Delivery:
+        """Finish the write in progress, then upload what is left.
+
+        A storage that works gets 10 minutes, one in trouble 10 s.
+
+        Args:
+            wait: as long as uploads make progress, and 10 minutes of trouble.
+            limit_s: a limit in all, where less time is left.
+
+        Returns:
+            What is confirmed on the storage and what is not.
+        """
+        self.wait()
+        if self.location.remote is None:
+            return Delivery(confirmed=tuple(self.names()), missing=())
+        if self._uploader is None:
+            return Delivery(confirmed=(), missing=())
+        delivery = self._uploader.close(wait, limit_s)
+        self._uploader = None
+        if self.lost is None:
+            with self._spoken("old checkpoints"):
+                self._prune()
+        self._begun = False
+        return delivery
+
+    def _write(self, model: dict[str, Tensor], state: dict[str, Tensor], meta: Record, permanent: bool) -> None:
+        try:
+            self._commit(model, state, meta, permanent)
+            self._committed = True
+            with self._spoken("old checkpoints"):
+                self._prune()
+        except OSError as error:
+            needed = sum(tensor.nbytes for tensor in (*model.values(), *state.values()))
+            self._problem(f"checkpoint of step {meta['step']} not saved: {self._explain(error, needed)}")
+        except CheckpointError as error:
+            self._problem(f"checkpoint of step {meta['step']} not saved: {error}")
+        except BaseException as error:
+            self._bug = error
+        if self._uploader is not None:
+            self._uploader.nudge()
+
+    def _commit(self, model: dict[str, Tensor], state: dict[str, Tensor], meta: Record, permanent: bool) -> None:
+        folder = self.checkpoints / checkpoint_name(meta["step"])
+        for free_more in (self._drop_refused, self._drop_superseded, None):
+            try:
+                sha256 = write_checkpoint(folder, model, state, meta, permanent=permanent, confirm=self._confirm_owner)
+                break
+            except OSError as error:
+                if error.errno not in _NO_SPACE or free_more is None:
+                    raise
+                free_more()
+        if verify_checkpoint(folder) != sha256:
+            raise CheckpointError(f"{folder}: changed while it was written")
+        self._saved = True
+        self._last_saved = datetime.now(UTC).isoformat(timespec="seconds")
+        if permanent:
+            self._permanent.add(folder.name)
+        best = meta.get("best")
+        if isinstance(best, dict) and best.get("step") == meta["step"]:
+            self._save_best(best, sha256)
+
+    def _save_best(self, best: Record, sha256: str) -> None:
+        fields = {key: best.get(key) for key in ("metric", "value", "step")}
+        checkpoint = f"{CHECKPOINTS}/{checkpoint_name(best['step'])}"
+        records.save_json(self.path / records.BEST, {**fields, "checkpoint": checkpoint, "sha256": sha256})
+
+    def _confirm_owner(self) -> None:
+        if not self._may_write():
+            raise CheckpointError(str(self.lost))
+
+    def _is_mine(self) -> bool:
+        """Ask who owns the run where that is quick; on a storage, the writer and the uploader ask."""
+        return self._may_write() if self.location.remote is None else self.lost is None
+
+    def _may_write(self) -> bool:
+        if self.lost is None and self._attempt is not None and not is_owner(self.location, self._attempt):
+            self.lost = f"{self.path.name}: another process has taken this run over; this one stops writing"
+        return self.lost is None
+
+    # Pruning
+
+    def names(self) -> list[str]:
+        """List the local checkpoints, the newest first."""
+        return local_names(self.checkpoints)
+
+    def kept(self, names: Iterable[str]) -> list[str]:
+        """Choose which of some checkpoints pruning leaves: the newest first, then the best, then permanent ones."""
+        ordered = sorted(names, key=lambda name: step_of(name) or 0, reverse=True)
+        number = self._keep if self._saved else len(ordered)  # who has saved nothing has nothing to prune
+        newest, older = ordered[:number], ordered[number:]
+        best = self._best_name()
+        return [*newest, *(n for n in older if n == best), *(n for n in older if n != best and n in self._permanent)]
+
+    def _best_name(self) -> str | None:
+        best = records.load_json(self.path / records.BEST)
+        return str(best["checkpoint"]).rpartition("/")[2] if best and "checkpoint" in best else None
+
+    def _prune(self) -> None:
+        in_flight = self._uploader.in_flight if self._uploader is not None else None
+        names = self.names()
+        for name in set(names) - set(self.kept(names)) - {in_flight}:
+            self._remove(self.checkpoints / name)
+
+    def _drop_refused(self) -> None:
+        self._remove(self.checkpoints / REFUSED)
+        self._sweep()
+
+    def _drop_superseded(self) -> None:
+        """Make room: of the checkpoints that may go, leave only the newest valid one."""
+        spared: set[str | None] = {self._best_name(), *self._permanent}
+        whole = False
+        for name in self.names():
+            if whole and name not in spared:
+                self._remove(self.checkpoints / name)
+            elif not whole:
+                with contextlib.suppress(CheckpointError):
+                    verify_checkpoint(self.checkpoints / name)
+                    whole = True
+
+    def _remove(self, folder: Path) -> None:
+        """Delete a folder so that a crash on the way leaves no half of it under its name."""
+        aside = self.checkpoints / f"{TEMPORARY}{folder.name}-{uuid.uuid4().hex[:12]}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, aside)
+            shutil.rmtree(aside)
+
+    def _sweep(self) -> None:
+        """Delete what writers that were killed have left."""
+        for parent in (self.path, self.checkpoints):
+            for name in os.listdir(parent):
+                if name.startswith(TEMPORARY):
+                    path = parent / name
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    # Finding
+
+    def newest_valid(self, *, before: int | None = None) -> tuple[Checkpoint | None, list[Refusal]]:
+        """Load the newest checkpoint that is whole, of those here and those on the storage.
+
+        Damaged ones that are newer are moved to `refused/` (deleted on buckets) and named. best.json is made to agree
+        with the checkpoint that was found.
+
+        Args:
+            before: consider earlier steps only, to fall back further.
+
+        Raises:
+            StorageError: the storage does not answer, and nothing is here to go on from.
+        """
+        self._begin()
+        checkpoint, refusals = search(
+            self.checkpoints, self.location.remote, before=before, discard=True, report=self._report
+        )
+        self._repair_best(checkpoint)
+        return checkpoint, refusals
+
+    def load(self, step: int, sha256: str) -> Checkpoint:
+        """Load the checkpoint that rank 0 has chosen, from here or else from the storage.
+
+        Raises:
+            CheckpointError: there is none of this step, or its content is another.
+        """
+        folder = self.checkpoints / checkpoint_name(step)
+        if not folder.exists() and self.location.remote is not None:
+            download_checkpoint(self.location.remote, folder.name, self.checkpoints)
+        checkpoint = load_checkpoint(folder)
+        if checkpoint.sha256 != sha256:
+            raise CheckpointError(
+                f"{folder}: sha256 = {checkpoint.sha256[:12]}...; the run goes on from {sha256[:12]}..."
+            )
+        return checkpoint
+
+    def load_best(self) -> tuple[Checkpoint | None, list[Refusal]]:
+        """Load the best checkpoint, without optimizer state; when it is lost, the newest valid one."""
+        best = records.load_json(self.path / records.BEST)
+        return search_best(self.checkpoints, self.location.remote, best, report=self._report)
+
+    def discard_after(self, step: int) -> None:
+        """Set aside the checkpoints beyond a step, so that training on from there may write these steps anew."""
+        self._begin()
+        remote = self.location.remote
+        for name in self.names():
+            if (step_of(name) or 0) > step:
+                refuse(self.checkpoints / name)
+        if remote is not None:
+            for name in persist(remote, lambda: remote_names(remote)):
+                if (step_of(name) or 0) > step:
+                    persist(remote, partial(refuse_remote, remote, name))
+
+    def _repair_best(self, checkpoint: Checkpoint | None) -> None:
+        """Point best.json at what the resumed state remembers: it may be lost, or of a step that never was."""
+        path = self.path / records.BEST
+        best = checkpoint.meta.get("best") if checkpoint is not None else None
+        if not isinstance(best, dict):
+            path.unlink(missing_ok=True)
+            return
+        found = records.load_json(path) or {}
+        if found.get("step") == best.get("step"):
+            return
+        with contextlib.suppress(CheckpointError), self._spoken("best.json"):
+            name = checkpoint_name(best["step"])
+            if (self.checkpoints / name).exists():
+                self._save_best(best, load_manifest(self.checkpoints / name).sha256)
+            elif (remote := self.location.remote) is not None:
+                self._save_best(best, persist(remote, lambda: load_remote_manifest(remote, name))[0].sha256)
+
+    # Beginning
+
+    def _begin(self) -> None:
+        """Become a writer: make the folders, clean up after killed writers, fetch small files, start the uploader."""
+        if self._begun:
+            return
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+        except OSError as error:
+            raise StorageError(f"run folder: {self.path}: {error.strerror or error}; choose another folder") from error
+        for name in self.names():
+            with contextlib.suppress(CheckpointError):
+                if load_manifest(self.checkpoints / name).permanent:
+                    self._permanent.add(name)
+        remote = self.location.remote
+        if remote is not None:
+            try:
+                self._pull(remote)
+            except Exception as error:
+                self._problem(f"storage: {remote.url}: {type(error).__name__}: {error}")
+            self._uploader = Uploader(
+                remote, self.path, names=self.names, kept=self.kept, may_write=self._may_write, report=self._report
+            )
+        self._last_saved = (records.load_json(self.path / records.SUMMARY) or {}).get("last_saved")
+        self._begun = True
+
+    def _pull(self, remote: Remote) -> None:
+        """Fetch the small files of a run that was continued elsewhere, and learn which checkpoints are permanent."""
+        theirs = {name: persist(remote, partial(remote.read, name)) for name in records.SMALL_FILES}
+        ahead = _last_step(records.parse_records(theirs[records.METRICS] or b""))
+        behind = _last_step(records.load_records(self.path / records.METRICS))
+        for name, content in theirs.items():
+            if content is not None and (ahead > behind or not (self.path / name).exists()):
+                save_bytes(self.path / name, content)
+        for name in persist(remote, lambda: remote_names(remote)):
+            with contextlib.suppress(CheckpointError):
+                if persist(remote, partial(load_remote_manifest, remote, name))[0].permanent:
+                    self._permanent.add(name)
+
+    # Problems
+
+    def _problem(self, line: str) -> None:
+        self.problems.append(line)
+        self._report(line)
+
+    @contextlib.contextmanager
+    def _spoken(self, what: str) -> Iterator[None]:
+        """Turn a disk error into a line, once until it is over."""
+        try:
+            yield
+            self._spoken_of.discard(what)
+        except OSError as error:
+            if what not in self._spoken_of:
+                self._spoken_of.add(what)
+                self._problem(f"{what}: {error.strerror or error}")
+
+    def _explain(self, error: OSError, needed: int) -> str:
+        if error.errno not in _NO_SPACE:
+            return f"{self.path}: {error.strerror or error}"
+        try:
+            free = f"{shutil.disk_usage(self.path).free:,}"
+        except OSError:
+            free = "?"
+        return f"{self.path}: the disk is full: needs {needed:,} bytes, {free} are free; the last good one is kept"
+
+
+def _last_step(found: list[Record]) -> int:
+    return max((step for record in found if isinstance(step := record.get("step"), int)), default=-1)

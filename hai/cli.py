@@ -1,0 +1,371 @@
+"""The `hai` command: a verb reads its arguments and calls one function; what is heavy is imported inside the verb."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+import hai
+from hai.config.text import inline_yaml
+from hai.errors import ConfigError, HaiError
+
+if TYPE_CHECKING:
+    from hai.config.schema import DataConfig, RunConfig
+    from hai.data.manifest import Manifest
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="hai",
+    help="Train a deepfake detector on whatever GPUs you have today, and lose nothing.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Look into, split, pack or make data sets.", no_args_is_help=True)
+config_app = typer.Typer(help="The config's schema, and a config as it will be used.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Config keys, e.g. optim.learning_rate=3e-4 data.sources.0.path=faces."),
+]
+Data = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A folder with real/ and fake/ (also under train/ val/ test/), a CSV, a pack, or a zip of any of these.",
+        show_default=False,
+    ),
+]
+ImageDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder that the CSV's paths start from.")]
+
+
+class _ManyValues(TyperCommand):
+    """A verb whose repeatable options also take several values after one name: `--input a b c`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give every further value the name that it stands behind."""
+        names = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        words: list[str] = []
+        name, has_value = "", False
+        for word in args:
+            if word.startswith("-"):
+                name, has_value = word, False
+            elif name in names and has_value:
+                words.append(name)
+            else:
+                has_value = True
+            words.append(word)
+        return super().parse_args(ctx, words)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0 done, 1 a bug, 2 the user's input is wrong, 3 stopped on a signal, all saved."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="hai")
+    except HaiError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hai {hai.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def train(
+    overrides: Overrides = None,
+    config: Annotated[
+        str | None, typer.Option(metavar="FILE", help="YAML config; with --resume it may be left out.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default: the config file's name.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_URL", help="Where runs are kept; default: HAI_STORAGE, else runs/.")
+    ] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N or MIN:MAX", help="Worker processes, one GPU each.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="URL", help="Go on with a run or checkpoint that was kept elsewhere.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; start nothing.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Start over; the old run is kept aside.")] = False,
+    wait_for_upload: Annotated[
+        bool, typer.Option("--wait-for-upload", help="Stay until everything is confirmed on the storage.")
+    ] = False,
+) -> None:
+    """Train a model. The same command again goes on where the run stopped."""
+    from hai.config.load import load_config
+
+    given = {"name": name, "storage": storage}
+    settings = [*(overrides or []), *(f"{key}={inline_yaml(value, 10**6)}" for key, value in given.items() if value)]
+    if workers:
+        settings.append(f"scale.num_workers={workers}")
+    if config:
+        run, run_name = load_config(config, settings), Path(config).stem
+    elif resume:
+        run, run_name = _config_of_run(resume, settings)
+    else:
+        raise ConfigError("train: --config is missing; give a config, e.g. --config configs/detector/baseline.yaml")
+
+    from hai.launch.train import run_training
+
+    raise typer.Exit(
+        run_training(
+            run,
+            resume=resume,
+            dry_run=dry_run,
+            restart=restart,
+            wait_for_upload=wait_for_upload,
+            config_name=run_name,
+        )
+    )
+
+
+def _config_of_run(reference: str, settings: list[str]) -> tuple[RunConfig, str]:
+    """Read the config that a run folder, or that of a checkpoint in it, keeps; and the run's name."""
+    from hai.checkpoint.find import split_reference
+    from hai.checkpoint.records import CONFIG
+    from hai.checkpoint.remote import locate, reach
+    from hai.config.load import config_from_yaml_text
+
+    parent, name = split_reference(reference)
+    for storage, run in ((parent, name), split_reference(split_reference(parent)[0])):
+        where = f"{storage}/{run}/{CONFIG}"
+        place = locate(storage, run)
+        if place.remote is not None:
+            content = reach(where, functools.partial(place.remote.read, CONFIG))
+        else:
+            content = (place.path / CONFIG).read_bytes() if (place.path / CONFIG).is_file() else None
+        if content is not None:
+            text = content.decode("utf-8")
+            return config_from_yaml_text(text, where, ["storage=null", *settings]), run
+    raise ConfigError(f"--resume = {reference}; must be a run folder or a checkpoint in one; or give its --config too")
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Option(metavar="REF", help="A run (its best), a checkpoint, or a URL of either.", show_default=False)
+    ],
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help="Folder, CSV, pack or zip of labelled images.", show_default=False)
+    ],
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which split.")] = "test",
+    output: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Where to write; default: <run>/evaluation/<split>/.")
+    ] = None,
+    image_dir: ImageDir = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measure a checkpoint on labelled images: evaluation.json, predictions.csv, report.html."""
+    from hai.evaluation import run_evaluation
+
+    raise typer.Exit(
+        run_evaluation(checkpoint, data, split=split, output=output, image_dir=image_dir, overrides=overrides or [])
+    )
+
+
+@app.command(cls=_ManyValues)
+def predict(
+    checkpoint: Annotated[
+        list[str], typer.Option(metavar="REF", help="A run (its best), a checkpoint, or a URL.", show_default=False)
+    ],
+    input_: Annotated[
+        list[str], typer.Option("--input", metavar="PATH", help="Images, folders or zips.", show_default=False)
+    ],
+    output: Annotated[str, typer.Option(metavar="FILE.csv", help="The table to write.", show_default=False)],
+    format_: Annotated[
+        Literal["full", "dacon", "aifactory"], typer.Option("--format", help="Columns of the table.")
+    ] = "full",
+    frames: Annotated[int, typer.Option(min=1, help="Frames of each video; this version reads none yet.")] = 16,
+    faces: Annotated[
+        Literal["auto", "always", "never"], typer.Option(help="Cut faces out first; this version finds none yet.")
+    ] = "auto",
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Finish with a whole table within this time, e.g. 60m.")
+    ] = None,
+) -> None:
+    """Score images: the probability that each one is fake."""
+    from hai.predict import run_prediction
+
+    raise typer.Exit(
+        run_prediction(checkpoint, input_, output, format=format_, frames=frames, faces=faces, time_limit=time_limit)
+    )
+
+
+@app.command()
+def runs(
+    storage: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_URL", help="Where runs are kept; default: HAI_STORAGE, else runs/.")
+    ] = None,
+) -> None:
+    """List the runs of a storage."""
+    from hai.checkpoint.runs import list_runs
+    from hai.console import print_table, shown
+
+    place = storage or os.environ.get("HAI_STORAGE") or "runs"
+    rows = []
+    for run in list_runs(place):
+        best = f"{run.best['metric']} {shown(run.best['value'])} at step {run.best['step']}" if run.best else None
+        rows.append([run.name, run.task, run.status, run.step, best, run.last_saved])
+    if rows:
+        print_table(["run", "task", "status", "step", "best", "last saved"], rows)
+    else:
+        print(f"no runs in {place}")
+
+
+@app.command()
+def benchmark(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite of benchmarks/.", show_default=False)],
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers here.")
+    ] = None,
+) -> None:
+    """Measure this machine; exit status 1 where a number misses its floor."""
+    from hai.benchmark import failed_floors, run_suite
+    from hai.console import print_table
+
+    record = run_suite(suite, quick=quick)
+    columns = ("name", "value", "low", "high", "floor", "holds")
+    print_table(columns, [[result[column] for column in columns] for result in record["results"]])
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    failed = failed_floors(record["results"])
+    if failed:
+        print(f"below their floors: {', '.join(failed)}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@config_app.command("schema")
+def config_schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a page to read.")] = False,
+) -> None:
+    """Print the JSON Schema of the config, from which editors complete and check the YAML."""
+    from hai.config.fields import config_reference
+    from hai.config.fields import config_schema as schema
+
+    print(config_reference() if markdown else json.dumps(schema(), indent=1), end="" if markdown else "\n")
+
+
+@config_app.command("show")
+def config_show(
+    file: Annotated[str, typer.Argument(metavar="FILE", show_default=False)], overrides: Overrides = None
+) -> None:
+    """Print a config with every key and its value."""
+    from hai.config.load import load_config, show_config
+
+    print(show_config(load_config(file, overrides or [])), end="")
+
+
+@data_app.command("index")
+def data_index(
+    data: Data,
+    image_dir: ImageDir = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.parquet", help="Also write the manifest: a row per image, with its hash."),
+    ] = None,
+) -> None:
+    """Count images by source, split and label, and name every bad one."""
+    from hai.data.manifest import build_manifest, save_manifest
+    from hai.progress import progress_bar
+
+    with progress_bar("reading") as progress:
+        manifest = build_manifest(_data_config(data, image_dir), 42, require=(), progress=progress)
+    _tell(manifest)
+    if output:
+        save_manifest(manifest, output)
+        print(f"wrote {output}")
+
+
+@data_app.command("split")
+def data_split(
+    data: Data,
+    output: Annotated[
+        Path, typer.Option(metavar="FILE.csv", help="The table to write, at or above the images.", show_default=False)
+    ],
+    image_dir: ImageDir = None,
+    ratios: Annotated[str, typer.Option(metavar="TRAIN,VAL,TEST", help="Shares that sum to 1.")] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes another division.")] = 42,
+) -> None:
+    """Divide images without a split over train, val and test, groups kept together, and write the CSV."""
+    from hai.data.index import split_data
+    from hai.progress import progress_bar
+
+    config = _data_config(data, image_dir, f"data.split_ratios=[{ratios}]")
+    with progress_bar("reading") as progress:
+        manifest = split_data(config, seed, output, progress=progress)
+    _tell(manifest)
+    print(f"wrote {output}")
+
+
+@data_app.command("pack")
+def data_pack(
+    data: Data,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The pack to write.", show_default=False)],
+    image_dir: ImageDir = None,
+    seed: Annotated[int, typer.Option(min=0, help="Divides images that have no split.")] = 42,
+) -> None:
+    """Copy a data set's images into a few large files, which storages and disks read faster than many small ones."""
+    from hai.data.index import pack_data
+    from hai.progress import progress_bar
+
+    with progress_bar("packing") as progress:
+        manifest = pack_data(_data_config(data, image_dir), output, seed, progress=progress)
+    _tell(manifest)
+    print(f"wrote {output}")
+
+
+@data_app.command("demo")
+def data_demo(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where to make it.", show_default=False)],
+    task: Annotated[Literal["detector"], typer.Option(help="For which task.")] = "detector",
+    seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 42,
+) -> None:
+    """Make a small data set from photographs: untouched ones, and ones with a locally manipulated part."""
+    from hai.data.demo import build_demo
+
+    build_demo(task, output, seed=seed)
+
+
+def _data_config(data: str, image_dir: str | None, *settings: str) -> DataConfig:
+    from hai.config.load import config_from_yaml_text
+    from hai.config.text import dump_yaml
+
+    source = {"path": data, "image_dir": image_dir}
+    text = dump_yaml({"data": {"sources": [source], "max_bad_fraction": 1.0}})  # bad images are what one wants to see
+    return config_from_yaml_text(text, "command line", settings).data
+
+
+def _tell(manifest: Manifest) -> None:
+    """Print a manifest's counts and what is wrong with its files."""
+    from hai.console import print_table
+
+    columns = ("source", "split", "real", "fake", "groups")
+    rows = [[record[column] for column in columns] for record in manifest.table()]
+    totals = [sum(row[position] for row in rows) for position in (2, 3)]
+    print_table(columns, [*rows, ["all", "", *totals, None]])
+    for line in (*(f"{problem.path}: {problem.reason}" for problem in manifest.problems), *manifest.warnings):
+        print(f"warning: {line}")

@@ -1,0 +1,33 @@
+"""What verbs print: tables that are for people on a terminal and whole lines in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+__all__ = ["print_table", "shown"]
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under their headings; numbers stand to the right, None is a dash."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [list(row) for row in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for position, column in enumerate(columns):
+        is_number = any(isinstance(row[position], int | float) for row in rows)
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(shown(value)) for value in row))
+    width = None if sys.stdout.isatty() else 1000  # nothing is cut or folded where a program reads along
+    Console(width=width, highlight=False).print(table)
+
+
+def shown(value: Any) -> str:
+    """Write one value for people: four significant digits, a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,231 @@
+"""Unpacking zip and tar files that may be hostile: all or nothing, and never outside the target folder."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import shutil
+import stat
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from hai.errors import DataError, StorageError
+
+__all__ = ["ARCHIVE_SUFFIXES", "clean_name", "is_archive", "listed", "unpack"]
+
+ARCHIVE_SUFFIXES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""File name endings, lower case, that count as archives."""
+
+_CHUNK: Final = 1 << 20
+_SPARE_BYTES: Final = 64 << 20
+_LISTED: Final = 50
+_DAMAGED: Final = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError),
+    *(NotImplementedError, RuntimeError, ValueError, struct.error),
+)
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    size: int
+    is_folder: bool
+    fault: str
+    """Why the member itself is refused; empty if it is a plain file or folder."""
+    handle: Any
+
+
+def is_archive(path: str | Path) -> bool:
+    """Tell by its name whether a file is an archive that unpack takes."""
+    return str(path).lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def listed(lines: list[str]) -> str:
+    """Join lines of a message, up to 50 of them, then say how many more there are."""
+    more = len(lines) - _LISTED
+    return "\n".join(lines[:_LISTED] + ([f"and {more} more"] if more > 0 else []))
+
+
+def unpack(
+    archive: str | Path,
+    to: str | Path,
+    *,
+    max_files: int = 5_000_000,
+    max_bytes: int = 1 << 41,
+    max_ratio: float = 200.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Unpack a zip or tar file into a folder that appears when everything is in it.
+
+    Nothing is written before every member has been looked at: absolute names, `..`, links, devices, encrypted members,
+    names that occur twice and files in the place of a folder are refused together. Permissions, owners and times are
+    not taken over.
+
+    Args:
+        archive: a local file.
+        to: the folder to create; if it exists, it is taken as complete.
+        max_files: most members.
+        max_bytes: most bytes unpacked.
+        max_ratio: most bytes unpacked per byte of the archive.
+        progress: called with bytes (done, total).
+
+    Returns:
+        `to` as a path.
+
+    Raises:
+        DataError: the archive is damaged or refused.
+        StorageError: the disk has too little room.
+    """
+    archive, to = Path(archive), Path(to)
+    if to.is_dir():
+        return to
+    with ExitStack() as stack:
+        try:
+            opened = _opened(archive, stack)
+            members = _checked(archive, opened, max_files, max_bytes, max_ratio)
+        except (*_DAMAGED, OSError) as error:
+            raise DataError(
+                f"{archive}: cannot be unpacked ({error}); damaged or not an archive, copy it again"
+            ) from None
+        total = sum(member.size for member in members)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(to.parent).free
+        if total + _SPARE_BYTES > free:
+            raise StorageError(
+                f"{archive}: unpacking needs {total} bytes, {free} are free at {to.parent}; "
+                "make room or point HAI_CACHE to a larger disk"
+            )
+        part = Path(tempfile.mkdtemp(prefix=f"{to.name}.part-", dir=to.parent))
+        stack.callback(shutil.rmtree, part, ignore_errors=True)
+        try:
+            _write(opened, members, part, total, progress)
+        except _DAMAGED as error:
+            raise DataError(f"{archive}: cannot be unpacked ({error}); damaged, copy it again") from None
+        except OSError as error:
+            if error.errno is None:  # how bz2 says that its stream is damaged
+                raise DataError(f"{archive}: cannot be unpacked ({error}); damaged, copy it again") from None
+            raise StorageError(f"{archive}: cannot be unpacked to {to.parent} ({error.strerror})") from None
+        part.chmod(0o755)
+        try:
+            part.rename(to)
+        except OSError:
+            if not to.is_dir():  # else another process was faster, with the same result
+                raise
+    return to
+
+
+def _opened(archive: Path, stack: ExitStack) -> zipfile.ZipFile | tarfile.TarFile:
+    try:
+        if archive.name.lower().endswith(".zip"):
+            return stack.enter_context(zipfile.ZipFile(archive))
+        return stack.enter_context(tarfile.open(archive, "r:*"))
+    except OSError as error:
+        raise DataError(f"{archive}: cannot be read ({error.strerror or error})") from None
+
+
+def _members(opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Member]:
+    if isinstance(opened, zipfile.ZipFile):
+        for info in opened.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            fault = "is encrypted" if info.flag_bits & 1 else ""
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                fault = "is a link" if kind == stat.S_IFLNK else "is a device"
+            yield _Member(info.filename, info.file_size, info.is_dir(), fault, info)
+        return
+    for entry in opened:
+        fault = (
+            "" if entry.isreg() or entry.isdir() else "is a link" if entry.islnk() or entry.issym() else "is a device"
+        )
+        yield _Member(entry.name, entry.size if entry.isreg() else 0, entry.isdir(), fault, entry)
+
+
+def _checked(
+    archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, max_files: int, max_bytes: int, max_ratio: float
+) -> list[_Member]:
+    """List the members with clean names, or refuse the archive with all its faults."""
+    room = min(max_bytes, int(max_ratio * archive.stat().st_size))
+    members: list[_Member] = []
+    files: set[str] = set()
+    folders: set[str] = set()
+    faults: list[str] = []
+    total = 0
+    for count, member in enumerate(_members(opened), 1):
+        total += member.size
+        if count > max_files or total > room:
+            limit = f"{max_files} members" if count > max_files else f"{room} bytes unpacked"
+            raise DataError(f"{archive}: more than {limit}; refused as a decompression bomb, unpack it yourself if not")
+        name, fault = clean_name(member.name)
+        fault = member.fault or fault or ("" if name or member.is_folder else "has no name")
+        if not fault and not member.is_folder and name in files:
+            fault = "occurs twice"
+        if fault:
+            faults.append(f"{archive}: member {member.name!r} {fault}; refused")
+            continue
+        (folders if member.is_folder else files).add(name)
+        parent = os.path.dirname(name)
+        while parent and parent not in folders:
+            folders.add(parent)
+            parent = os.path.dirname(parent)
+        members.append(_Member(name, member.size, member.is_folder, "", member.handle))
+    faults += [f"{archive}: member {name!r} is a file and a folder; refused" for name in sorted(files & folders)]
+    if faults:
+        raise DataError(listed(faults))
+    return members
+
+
+def clean_name(name: str) -> tuple[str, str]:
+    """Return the relative name with / between its parts, and what is wrong with it."""
+    slashed = name.replace("\\", "/")
+    parts = [part for part in slashed.split("/") if part not in ("", ".")]
+    if slashed.startswith("/") or (len(slashed) > 1 and slashed[1] == ":"):
+        return "", "has an absolute name"
+    if ".." in parts:
+        return "", "leaves the folder by '..'"
+    if "\0" in name or not name.isprintable():
+        return "", "has unprintable characters in its name"
+    if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts) or len(slashed) > 2000:
+        return "", "has a name that is too long"
+    return "/".join(parts), ""
+
+
+def _write(
+    opened: zipfile.ZipFile | tarfile.TarFile,
+    members: list[_Member],
+    part: Path,
+    total: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    done = 0
+    for member in members:
+        target = part / member.name
+        if member.is_folder:
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source: IO[bytes] | None
+        if isinstance(opened, zipfile.ZipFile):
+            source = opened.open(member.handle)
+        else:
+            source = opened.extractfile(member.handle)
+        assert source is not None, member.name
+        with source, open(target, "xb") as file:
+            left = member.size
+            while chunk := source.read(min(_CHUNK, left + 1)):
+                left -= len(chunk)
+                if left < 0:
+                    raise EOFError(f"{member.name} is longer than it says")
+                file.write(chunk)
+                done += len(chunk)
+                if progress:
+                    progress(done, total)
+            if left:
+                raise EOFError(f"{member.name} is shorter than it says")

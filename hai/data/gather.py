@@ -1,0 +1,212 @@
+"""From the rows of all sources to the columns of a manifest: joined, measured, checked and divided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hai.data.content import Content, Progress, check_images
+from hai.data.rows import Rows, raise_faults
+from hai.data.splits import assign_splits, codes_of, components, content_keys
+from hai.errors import DataError
+from hai.types import LABELS, SPLITS
+
+if TYPE_CHECKING:
+    from hai.config.schema import DataConfig, SourceConfig
+
+__all__ = ["Table", "divide", "hash_words", "join_sources", "leaks", "refuse_contradictions", "refuse_empty"]
+
+_NAMED: Final = 5
+"""How many examples a line about many of them names."""
+
+
+@dataclass
+class Table:
+    """Columns of all sources together, while the manifest is made."""
+
+    path: list[str]
+    file: list[str]
+    source: list[str]
+    group: list[str]
+    error: list[str]
+    root: NDArray[np.int64]
+    """Position of the source in the config."""
+    content: NDArray[np.int64]
+    """Number of the content, in the order of the hashes."""
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    sha256: NDArray[np.uint8]
+    label: NDArray[np.int8]
+    split: NDArray[np.int8]
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+
+    def rows(self, chosen: NDArray[Any]) -> Table:
+        """Return the chosen rows, by mask or position."""
+        if chosen.dtype == np.bool_ and chosen.all():
+            return self
+        positions = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen
+        listed = positions.tolist()
+        columns: dict[str, Any] = {}
+        for field in fields(self):
+            column = getattr(self, field.name)
+            columns[field.name] = [column[i] for i in listed] if isinstance(column, list) else column[positions]
+        return Table(**columns)
+
+
+def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float, progress: Progress | None) -> Table:
+    """Put the sources' rows together, with what is inside the files."""
+    loose = [rows for _, rows in loaded if rows.packed is None]
+    files = [file for rows in loose for file in rows.file]
+    stats = np.concatenate([rows.stats for rows in loose]) if loose else np.zeros((0, 2), dtype=np.int64)
+    found = check_images(files, stats, max_megapixels, progress)
+    tables: list[Table] = []
+    at = 0
+    for root, (config, rows) in enumerate(loaded):
+        size = len(rows.path)
+        if rows.packed is None:
+            here = slice(at, at + size)
+            at += size
+            content = Content(found.sha256[here], found.width[here], found.height[here], found.error[here])
+            offset, length = np.zeros(size, dtype=np.int64), rows.stats[:, 0]
+        else:
+            packed = rows.packed
+            content = Content(packed.sha256, packed.width, packed.height, [""] * size)
+            offset, length = packed.offset, packed.length
+        several = len(loaded) > 1
+        tables.append(
+            Table(
+                path=rows.path,
+                file=rows.file,
+                source=rows.source,
+                group=[f"{config.name}/{group}" if group and several else group for group in rows.group],
+                error=content.error,
+                root=np.full(size, root, dtype=np.int64),
+                content=np.zeros(0, dtype=np.int64),
+                offset=offset,
+                length=length,
+                sha256=content.sha256,
+                label=np.array(rows.label, dtype=np.int8),
+                split=np.array(rows.split, dtype=np.int8),
+                width=content.width,
+                height=content.height,
+            )
+        )
+    joined: dict[str, Any] = {}
+    for field in fields(Table):
+        parts = [getattr(table, field.name) for table in tables]
+        if isinstance(parts[0], list):
+            joined[field.name] = parts[0] if len(parts) == 1 else list(chain(*parts))
+        else:
+            joined[field.name] = np.concatenate(parts)
+    joined["content"] = _content_codes(joined["sha256"])
+    return Table(**joined)
+
+
+def hash_words(sha256: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
+    """Return hashes [N, 32] as four numbers each, least significant first: keys for lexsort."""
+    words = np.ascontiguousarray(sha256).view(">u8").astype(np.uint64)
+    return [words[:, k] for k in (3, 2, 1, 0)]
+
+
+def _content_codes(sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Number the distinct contents in the order of their hashes, [N]."""
+    order = np.lexsort(hash_words(sha256))
+    codes = np.zeros(len(order), dtype=np.int64)
+    codes[order[1:]] = np.cumsum((sha256[order[1:]] != sha256[order[:-1]]).any(axis=1))
+    return codes
+
+
+def _repeats(table: Table, column: NDArray[np.int8]) -> list[NDArray[np.int64]]:
+    """Find the contents that occur with more than one value of a column: the rows of each."""
+    if not len(table.path):
+        return []
+    order = np.argsort(table.content, kind="stable")
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(table.content[order])) + 1])
+    lowest = np.minimum.reduceat(column[order], starts)
+    highest = np.maximum.reduceat(column[order], starts)
+    ends = np.append(starts[1:], len(order))
+    return [order[starts[k] : ends[k]] for k in np.flatnonzero(lowest != highest)]
+
+
+def refuse_contradictions(table: Table) -> None:
+    """Refuse contents that are labelled both real and fake."""
+    faults = []
+    for rows in _repeats(table, table.label):
+        named = ", ".join(f"{table.source[i]}: {table.path[i]} = {LABELS[table.label[i]]}" for i in rows[:_NAMED])
+        faults.append(f"{named}; the same image with contradicting labels")
+    if faults:
+        raise_faults(faults)
+
+
+def _allowed(data: DataConfig) -> NDArray[np.bool_]:
+    """Tell which splits each source contributes to, [number of sources, 3]."""
+    return np.array([[config.splits is None or name in config.splits for name in SPLITS] for config in data.sources])
+
+
+def _shares(data: DataConfig) -> NDArray[np.float64]:
+    """Return the share of each split in the rows of each source that have none, [number of sources, 3]."""
+    allowed = _allowed(data)
+    shares = np.where(allowed, data.split_ratios, 0.0)
+    shares = np.where(shares.sum(axis=1, keepdims=True) > 0, shares, allowed)
+    normalised: NDArray[np.float64] = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
+    return normalised
+
+
+def divide(table: Table, data: DataConfig, seed: int) -> Table:
+    """Give every row a split and keep those that their source contributes; refuse a group that is in two splits."""
+    group, names = codes_of(table.group)
+    grouped = np.array([bool(name) for name in names], dtype=np.bool_)[group] if names else np.zeros(0, dtype=np.bool_)
+    group = np.where(grouped, group * len(data.sources) + table.root, -1)
+    given = np.flatnonzero((table.split >= 0) & grouped)
+    seen = np.unique(np.stack([group[given], table.split[given].astype(np.int64)], axis=1), axis=0)
+    twice = np.unique(seen[1:][seen[1:, 0] == seen[:-1, 0], 0]) if len(seen) else np.zeros(0, dtype=np.int64)
+    if len(twice):
+        faults = []
+        for code in twice.tolist():
+            splits = " and ".join(SPLITS[k] for k in seen[seen[:, 0] == code, 1])
+            source = data.sources[code % len(data.sources)].name
+            faults.append(f"source {source}: group {names[code // len(data.sources)]!r} is in {splits}")
+        raise_faults(faults, "a group must not be divided over splits; mend the split column or leave it empty")
+    unit = components(group, table.content * len(data.sources) + table.root)
+    source, _ = codes_of(table.source)
+    table.split = assign_splits(
+        table.split, table.label, source, unit, content_keys(table.sha256), _shares(data)[table.root], seed
+    )
+    return table.rows(_allowed(data)[table.root, table.split])
+
+
+def leaks(table: Table) -> list[str]:
+    """Say in a line whether contents occur in more than one split."""
+    repeats = _repeats(table, table.split)
+    if not repeats:
+        return []
+    named = ", ".join(f"{table.path[i]} ({SPLITS[table.split[i]]})" for i in repeats[0][:_NAMED])
+    return [f"{len(repeats)} images are in more than one split, such as {named}; scores there are too good"]
+
+
+def refuse_empty(table: Table, require: tuple[str, ...]) -> None:
+    """Refuse required splits without examples, and a required `train` without both classes."""
+    counts = np.zeros((len(SPLITS), len(LABELS)), dtype=np.int64)
+    np.add.at(counts, (table.split, table.label), 1)
+    have = ", ".join(f"{name} {counts[k].sum()}" for k, name in enumerate(SPLITS))
+    faults = []
+    for name in require:
+        k = SPLITS.index(name)
+        if counts[k].sum() == 0:
+            faults.append(
+                f"data: no {name} examples ({have}); name the split in the CSV or the folder, "
+                "or name none and let data.split_ratios divide them"
+            )
+        elif name == "train" and not counts[k].all():
+            missing = LABELS[int(counts[k].argmin())]
+            faults.append(
+                f"data: no {missing} examples in train ({have}); training needs both classes (a sub-folder of a class "
+                "is a group and stays in one split)"
+            )
+    if faults:
+        raise DataError("\n".join(faults))

@@ -1,0 +1,86 @@
+"""Rows of a source before they are examples, and how their faults are reported: all at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hai.data.archives import listed
+from hai.errors import DataError
+from hai.paths import cache_folder
+
+__all__ = ["LABEL_CODES", "Packed", "Rows", "raise_faults", "source_name"]
+
+LABEL_CODES: Final = {"real": 0, "fake": 1, "0": 0, "1": 1}
+"""What a label column may say, lower case."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a pack knows of its rows: byte ranges, content hashes [N, 32] and sizes in pixels."""
+
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    sha256: NDArray[np.uint8]
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+
+
+@dataclass
+class Rows:
+    """Columns of one source, one row per file that it names."""
+
+    path: list[str] = field(default_factory=list)
+    """Relative to the source, / between parts."""
+    file: list[str] = field(default_factory=list)
+    """Local and absolute."""
+    label: list[int] = field(default_factory=list)
+    split: list[int] = field(default_factory=list)
+    """Position in SPLITS; -1: none given."""
+    group: list[str] = field(default_factory=list)
+    source: list[str] = field(default_factory=list)
+    stats: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
+    """What stat_files says of the files, [N, 2]."""
+    packed: Packed | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, path: str, file: str, label: int, split: int, group: str, source: str) -> None:
+        """Append one row."""
+        self.path.append(path)
+        self.file.append(file)
+        self.label.append(label)
+        self.split.append(split)
+        self.group.append(group)
+        self.source.append(source)
+
+
+def source_name(name: str, part: str) -> str:
+    """Name a part of a source, such as one manipulation: `name/part`; the source itself if there is no part."""
+    return name if part in ("", name) else f"{name}/{part}"
+
+
+def raise_faults(faults: list[str], hint: str = "") -> NoReturn:
+    """Raise one DataError with every fault on its own line; a long list is also written out in full.
+
+    Args:
+        faults: one line each.
+        hint: a last line that says how to mend them.
+    """
+    lines = listed(faults).split("\n")
+    if len(lines) < len(faults):
+        text = "\n".join(faults) + "\n"
+        file = cache_folder() / "problems" / f"{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}.txt"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
+            temporary.write_text(text, encoding="utf-8", errors="replace")
+            os.replace(temporary, file)
+            lines[-1] += f"; all {len(faults)} are listed in {file}"
+        except OSError as error:
+            lines[-1] += f" (the full list could not be written to {file}: {error.strerror})"
+    raise DataError("\n".join(lines + ([hint] if hint else [])))

@@ -1,0 +1,40 @@
+"""The exception tree: everything that a user can cause and mend.
+
+```
+HaiError                  one line for the user, exit status 2
+├── ConfigError           a config file, an override or a command line is wrong
+├── DataError             a source, a manifest, a pack or an image is wrong
+├── CheckpointError       a checkpoint or a run folder cannot be used
+├── StorageError          a storage path cannot be read or written
+└── NonFiniteError        training produced NaN or Inf
+```
+
+A message reads *where: what = value; rule; how to mend*. Several problems of one kind are reported together, one a line.
+Anything that is not a `HaiError` is a bug and keeps its traceback.
+"""
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "HaiError", "NonFiniteError", "StorageError"]
+
+
+class HaiError(Exception):
+    """A problem that the user can mend; its text is complete without a traceback."""
+
+
+class ConfigError(HaiError):
+    """A config file, an override or a command line is wrong."""
+
+
+class DataError(HaiError):
+    """A source, a manifest, a pack or an image is wrong."""
+
+
+class CheckpointError(HaiError):
+    """A checkpoint or a run folder cannot be used."""
+
+
+class StorageError(HaiError):
+    """A storage path cannot be read or written."""
+
+
+class NonFiniteError(HaiError):
+    """Training produced NaN or Inf."""

@@ -1,0 +1,70 @@
+"""Predictions of a whole split on all workers, every example exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from hai.distributed import Workers
+from hai.order import Request, slice_bounds
+from hai.step import precision_on
+from hai.tasks.base import Dataset, Task
+from hai.types import Arrays
+
+__all__ = ["predict_split"]
+
+
+def predict_split(
+    model: nn.Module,
+    task: Task,
+    dataset: Dataset,
+    workers: Workers,
+    *,
+    batch_size: int,
+    mixed_precision: bool | str = False,
+) -> Arrays:
+    """Predict every example of a data set; the model is left in evaluation mode.
+
+    Each worker takes a contiguous part; nothing is padded or repeated.
+
+    Args:
+        model: the network on the worker's device.
+        task: makes predictions of batches.
+        dataset: the split.
+        workers: this worker's group.
+        batch_size: examples that this worker forwards at once.
+        mixed_precision: as `train.mixed_precision`.
+
+    Returns:
+        The task's predictions plus `index`, in the order of the data set, on all workers.
+    """
+    low, high = slice_bounds(len(dataset), workers.rank, workers.world_size)
+    if low == high:  # more workers than examples: predict one for its layout, then drop it
+        low, high, keep = 0, 1, 0
+    else:
+        keep = high - low
+    model.eval()
+    parts: list[Arrays] = []
+    precision = precision_on(workers.device, mixed_precision)
+    with torch.inference_mode(), torch.autocast(workers.device.type, precision, enabled=precision is not None):
+        for batch in dataset.batches(_requests(low, high, batch_size), device=workers.device, training=False):
+            prepared = dataset.prepare(batch, epoch=0, training=False)
+            predictions = {"index": prepared["index"], **task.predict(model, prepared)}
+            parts.append({name: _array(values) for name, values in predictions.items()})
+    own = {name: np.concatenate([part[name] for part in parts])[:keep] for name in parts[0]}
+    return workers.gather_arrays(own)
+
+
+def _requests(low: int, high: int, batch_size: int) -> Iterator[Request]:
+    for start in range(low, high, batch_size):
+        yield Request(0, np.arange(start, min(start + batch_size, high)))
+
+
+def _array(values: torch.Tensor) -> NDArray[np.generic]:
+    if values.is_floating_point():
+        values = values.float()
+    return values.cpu().numpy()

@@ -1,0 +1,295 @@
+"""Measure a checkpoint on labelled images: evaluation.json, predictions.csv and report.html."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hai.checkpoint.records import CONFIG, METRICS, REPORT, parse_records, save_json, save_text
+from hai.checkpoint.remote import check_storage, is_bucket, local_folder, open_remote, reach
+from hai.config.schema import DataConfig, RunConfig, SourceConfig
+from hai.errors import ConfigError, DataError, StorageError
+from hai.progress import progress_bar
+from hai.provenance import provenance, without_secrets
+from hai.report import ReportData, write_report
+from hai.report.training import data_notes, provenance_facts
+from hai.results import Scores, printable, summarise
+from hai.types import LABELS, SPLITS, Batch, Record
+
+if TYPE_CHECKING:
+    import torch
+
+    from hai.data.manifest import Manifest
+    from hai.tasks.base import Dataset
+    from hai.trained import Trained
+
+__all__ = ["EVALUATION", "PREDICTIONS", "run_evaluation"]
+
+EVALUATION: Final = "evaluation.json"
+PREDICTIONS: Final = "predictions.csv"
+
+_CHANGEABLE: Final = ("data.", "train.eval_batch_size", "seed")
+
+
+def run_evaluation(
+    checkpoint: str,
+    data: str,
+    *,
+    split: str = "test",
+    output: str | None = None,
+    image_dir: str | None = None,
+    overrides: Sequence[str] = (),
+) -> int:
+    """Predict the images of a split once each, measure, and write the three files.
+
+    Args:
+        checkpoint: REF: a run folder (its best), a checkpoint, or a URL of either.
+        data: DATA: a folder, CSV, pack or zip; rows without a split count as the split.
+        split: train, val or test.
+        output: folder or URL; default: `evaluation/<split>/` in the run.
+        image_dir: folder that a CSV's paths start from.
+        overrides: `key=value` over the run's config, for keys that leave the model as it is.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        HaiError: for wrong arguments, data or checkpoints.
+    """
+    _check(data, split, overrides)
+    from hai.trained import best_device, load_trained
+
+    trained = load_trained(checkpoint, best_device(), overrides)
+    target = output or f"{trained.run}/evaluation/{split}"
+    _check_output(target)
+    config = trained.config.model_copy(update={"data": _data_config(trained.config.data, data, image_dir, split)})
+    manifest = _manifest(config, data, split)
+    scores = _predicted(trained, config, manifest, split)
+    summary = summarise(scores, trained.threshold, config.seed)
+    record = {
+        "task": config.task,
+        **summary,
+        "temperature": trained.temperature,
+        "checkpoint": {
+            "path": str(trained.checkpoint.path),
+            "step": trained.checkpoint.step,
+            "sha256": trained.checkpoint.sha256,
+        },
+        "data": {
+            "path": printable(data),
+            "identity": manifest.identity,
+            "split": split,
+            "num_unreadable": len(manifest.problems),
+        },
+        **provenance(),
+    }
+    page = _page(trained, manifest, scores, record, checkpoint)
+    _write(target, record, scores, page)
+    _tell(record, data, split, target)
+    return 0
+
+
+# -- before ------------------------------------------------------------------------------------------------------------
+
+
+def _check(data: str, split: str, overrides: Sequence[str]) -> None:
+    problems = []
+    if split not in SPLITS:
+        problems.append(f"--split = {split}; must be one of {', '.join(SPLITS)}")
+    if "://" not in data and not Path(data).expanduser().exists():
+        problems.append(f"--data = {data}; no such file or folder")
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if not key.startswith(_CHANGEABLE) or key.startswith("data.sources"):
+            problems.append(
+                f"command line: {key}; the model is as it was trained, and --data says what to measure; only other "
+                "data.* keys, train.eval_batch_size and seed may be given"
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _check_output(target: str) -> None:
+    """Refuse a place that cannot be written before the work is done; a local folder is not made yet."""
+    if is_bucket(target):
+        check_storage(target)
+        return
+    folder = local_folder(target)
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"--output = {target}; {nearest} is not a folder that can be written; choose another")
+
+
+def _data_config(config: DataConfig, data: str, image_dir: str | None, split: str) -> DataConfig:
+    name = re.sub(r"\.(csv|zip|tar|tgz|tar\.gz)$", "", data.rstrip("/").rpartition("/")[2]) or "data"
+    if name in ("labels", "metadata") and "/" in data:
+        name = data.rstrip("/").split("/")[-2] or name
+    source = SourceConfig(name=name, path=data, image_dir=image_dir, splits=[cast(Any, split)])
+    return config.model_copy(update={"sources": [source]})
+
+
+def _manifest(config: RunConfig, data: str, split: str) -> Manifest:
+    """Read the images of the split; when there are none, say which splits there are."""
+    from hai.data.manifest import build_manifest
+
+    with progress_bar("reading") as show:
+        manifest = build_manifest(config.data, config.seed, require=(), progress=show)
+    if not len(manifest.indices(split)):
+        (source,) = config.data.sources
+        everything = config.data.model_copy(update={"sources": [source.model_copy(update={"splits": None})]})
+        manifest = build_manifest(everything, config.seed, require=())
+        counts = {name: len(manifest.indices(name)) for name in SPLITS}
+        present = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
+        raise DataError(f"{data}: no image in the split {split}; present: {present or 'none'}; choose with --split")
+    return manifest
+
+
+# -- predictions -------------------------------------------------------------------------------------------------------
+
+
+class _Counted:
+    """A data set that tells how far its batches have come."""
+
+    def __init__(self, dataset: Dataset, show: Callable[[int, int], None]) -> None:
+        self._dataset, self._show = dataset, show
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def strata(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return self._dataset.strata()
+
+    def batches(
+        self, requests: Iterable[tuple[int, NDArray[np.int64]]], *, device: torch.device, training: bool
+    ) -> Iterator[Batch]:
+        done = 0
+        for batch in self._dataset.batches(requests, device=device, training=training):
+            yield batch
+            done += len(batch["index"])
+            self._show(done, len(self))
+
+    def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch:
+        return self._dataset.prepare(batch, epoch=epoch, training=training)
+
+
+def _predicted(trained: Trained, config: RunConfig, manifest: Manifest, split: str) -> Scores:
+    """Score the split in full precision, so that each score equals that of `hai predict`."""
+    from hai.data.dataset import ImageDataset
+    from hai.distributed import Workers
+    from hai.evaluate import predict_split
+    from hai.tasks import build_task
+
+    with progress_bar("scoring") as show:
+        dataset = _Counted(ImageDataset(manifest, config, split), show)
+        predictions = predict_split(
+            trained.model,
+            build_task(config),
+            dataset,
+            Workers(device=trained.device),
+            batch_size=config.train.eval_batch_size or config.train.global_batch_size,
+        )
+    return Scores.of(predictions, manifest, trained.temperature)
+
+
+# -- results -----------------------------------------------------------------------------------------------------------
+
+
+def _page(trained: Trained, manifest: Manifest, scores: Scores, record: Record, reference: str) -> ReportData:
+    data, checkpoint = record["data"], record["checkpoint"]
+    images = f"{without_secrets(data['path'])}, split {data['split']}"
+    return ReportData(
+        name=Path(trained.run).name,
+        title=f"Evaluation on {images}",
+        status="evaluated",
+        facts=[
+            ("Images", images),
+            ("Data identity", data["identity"][:12]),
+            ("Checkpoint", f"{Path(checkpoint['path']).name}, sha256 {checkpoint['sha256'][:12]}"),
+            *provenance_facts(record),
+        ],
+        summary=record,
+        scores=scores,
+        threshold_note="It was chosen on the validation split in training and is stored with the checkpoint.",
+        history=parse_records(_run_file(trained.run, METRICS)),
+        best=trained.checkpoint.meta.get("best"),
+        notes=data_notes(manifest),
+        commands=[
+            ("Evaluate again:", record["command"]),
+            ("Try it on your own images:", f"hai predict --checkpoint {reference} --input FOLDER --output scores.csv"),
+        ],
+        versions=record["versions"],
+        config=without_secrets(_run_file(trained.run, CONFIG).decode("utf-8", "replace")),
+        written=time.strftime("%Y-%m-%d %H:%M %Z"),
+    )
+
+
+def _run_file(run: str, name: str) -> bytes:
+    """Read a small file of the run; empty when it is absent."""
+    remote = open_remote(run)
+    if remote is not None:
+        return reach(run, lambda: remote.read(name)) or b""
+    path = local_folder(run) / name
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _write(target: str, record: Record, scores: Scores, page: ReportData) -> None:
+    """Write the files into a local folder, or beside it and then onto the storage."""
+    remote = open_remote(target)
+    try:
+        if remote is None:
+            _write_files(local_folder(target), record, scores, page)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            _write_files(Path(folder), record, scores, page)
+            for name in (PREDICTIONS, REPORT, EVALUATION):
+                path = Path(folder) / name
+                reach(target, lambda name=name, path=path: remote.put(path, name))  # type: ignore[misc]
+    except OSError as error:
+        raise StorageError(f"--output = {target}; cannot be written ({error}); choose another folder") from None
+
+
+def _write_files(folder: Path, record: Record, scores: Scores, page: ReportData) -> None:
+    os.makedirs(folder, exist_ok=True)
+    save_text(folder / PREDICTIONS, _table(scores, record["threshold"]))
+    write_report(folder / REPORT, page)
+    save_json(folder / EVALUATION, record)
+
+
+def _table(scores: Scores, threshold: float) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "label", "probability_fake", "prediction", "group", "source"])
+    called = scores.predictions(threshold)
+    for i in range(len(scores)):
+        label, prediction = LABELS[int(scores.label[i])], LABELS[int(called[i])]
+        probability = f"{scores.probability_fake[i]:.7g}"
+        table.writerow([scores.path[i], label, probability, prediction, scores.group[i], scores.source[i]])
+    return text.getvalue()
+
+
+def _tell(record: Record, data: str, split: str, target: str) -> None:
+    from hai.console import print_table
+
+    (tn, fp), (fn, tp) = record["confusion_matrix"]
+    print(
+        f"{data}, split {split}: {record['n']} images ({tn + fp} real, {fn + tp} fake) in {record['num_groups']} "
+        f"groups, checkpoint of step {record['checkpoint']['step']}, threshold {record['threshold']:.3f}"
+    )
+    rows = []
+    for name, metric in record["metrics"].items():
+        known = metric["low"] is not None and metric["high"] is not None
+        interval = f"{metric['low']:.3f} to {metric['high']:.3f}" if known else None
+        rows.append([name, None if metric["value"] is None else round(metric["value"], 4), interval])
+    print_table(["metric", "value", "95 % interval"], rows)
+    for name in (EVALUATION, PREDICTIONS, REPORT):
+        print(f"{target.rstrip('/')}/{name}")

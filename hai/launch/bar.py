@@ -1,0 +1,77 @@
+"""What a person watches while training runs: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from hai.types import Record
+
+__all__ = ["TrainingBar"]
+
+_PLAIN_SECONDS = 30.0
+
+
+class TrainingBar:
+    """Show lines and progress on standard error; a bar with ETA, loss and examples/s when it is a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._live = self._console.is_terminal
+        self._bar: Any = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task: Any = None
+        self._told = 0.0
+
+    def __enter__(self) -> TrainingBar:
+        """Start drawing."""
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave the terminal clean."""
+        if self._live:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print one line for people above the bar."""
+        self._console.print(line, markup=False)
+
+    def show(self, progress: Record) -> None:
+        """Move the bar; where there is none, print a line now and then."""
+        numbers = []
+        if progress.get("loss") is not None:
+            numbers.append(f"loss {progress['loss']:.4f}")
+        if progress.get("examples_per_second") is not None:
+            numbers.append(f"{progress['examples_per_second']:.0f} examples/s")
+        if progress.get("best"):
+            numbers.append(f"best {progress['best']['metric']} {progress['best']['value']:.3f}")
+        if self._live:
+            if self._task is None:
+                self._task = self._bar.add_task("training", total=progress["total_steps"], numbers="")
+            self._bar.update(
+                self._task,
+                completed=progress["step"],
+                total=progress["total_steps"],
+                description=f"epoch {progress['epoch']:.1f}",
+                numbers=", ".join(numbers),
+            )
+        elif time.monotonic() - self._told >= _PLAIN_SECONDS:
+            self._told = time.monotonic()
+            self.say(f"step {progress['step']}/{progress['total_steps']}" + "".join(f", {text}" for text in numbers))
+            sys.stderr.flush()

@@ -1,0 +1,85 @@
+"""Finding or starting a Ray cluster: the one that RAY_ADDRESS names, a live one here, or an own one on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hai.errors import ConfigError
+
+__all__ = ["connected", "live_address"]
+
+_CHECK_SECONDS = 2.0
+_QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+
+
+def live_address(say: Callable[[str], None]) -> str | None:
+    """Return the address of a cluster that answers on this machine, passing over a stale record with a line."""
+    record = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        address = record.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CHECK_SECONDS):
+            return address
+    except (OSError, ValueError):
+        say(f"no Ray cluster answers at {address} any more; starting an own one")
+        return None
+
+
+@contextlib.contextmanager
+def connected(say: Callable[[str], None]) -> Iterator[Any]:
+    """Connect to Ray for the length of the block; an own cluster ends with it.
+
+    Raises:
+        ConfigError: RAY_ADDRESS names a cluster that cannot be reached.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():  # a notebook or a test session has its own
+        yield ray
+        return
+    named = os.environ.get("RAY_ADDRESS")
+    address = named if named and named != "local" else None if named else live_address(say)
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if address:
+        say(f"using the Ray cluster at {address}")
+        try:
+            ray.init(address=address, **quiet)
+        except Exception as error:
+            raise ConfigError(
+                f"RAY_ADDRESS = {address}; the cluster cannot be joined ({str(error).splitlines()[0]}); "
+                "start it, unset RAY_ADDRESS, or set RAY_AUTH_MODE as the cluster has it"
+            ) from error
+    else:
+        say("starting Ray on this machine")
+        for tries_left in (2, 1, 0):
+            try:
+                ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+                break
+            except Exception as error:  # Ray waits 30 s for its own processes, which a busy small machine exceeds
+                ray.shutdown()
+                if "timed out during startup" not in str(error) or not tries_left:
+                    raise
+                say("Ray did not start within its 30 s; trying again")
+        with contextlib.suppress(OSError):  # Ray creates its token readable by everyone
+            (Path.home() / ".ray" / "auth_token").chmod(0o600)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

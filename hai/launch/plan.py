@@ -1,0 +1,75 @@
+"""What a launcher needs to know about a run, as plain JSON that travels to workers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hai.config.schema import RunConfig
+from hai.types import Record
+
+__all__ = ["Outcome", "Plan", "is_url", "located"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One launch of one run.
+
+    Args:
+        config: the resolved config as JSON; every local path in it is absolute.
+        storage: folder or URL of the runs, absolute.
+        name: name of the run.
+        attempt: id of this launch, which owns the run.
+        resume: run or checkpoint elsewhere to start from.
+        wait_for_upload: wait at the end until everything is confirmed on the storage.
+        provenance: versions, commit, hardware and command of the driver.
+    """
+
+    config: str
+    storage: str
+    name: str
+    attempt: str
+    resume: str | None = None
+    wait_for_upload: bool = False
+    provenance: Record = field(default_factory=dict)
+
+    def record(self) -> Record:
+        """Return the plan as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a launch ended: `finished` or `interrupted`, with the run's summary."""
+
+    status: str
+    summary: Record
+
+
+def is_url(path: str) -> bool:
+    """Say whether a path names a protocol, such as gs:// or s3://."""
+    return "://" in path
+
+
+def located(config: RunConfig) -> RunConfig:
+    """Make every local path absolute, because Ray's workers run in a folder of their own."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or is_url(path) else str(Path(path).expanduser().absolute())
+
+    storage = config.storage or os.environ.get("HAI_STORAGE") or "runs"
+    sources = [
+        source.model_copy(update={"path": absolute(source.path), "image_dir": absolute(source.image_dir)})
+        for source in config.data.sources
+    ]
+    pretrained = config.model.pretrained
+    return config.model_copy(
+        update={
+            "storage": absolute(storage),
+            "data": config.data.model_copy(update={"sources": sources}),
+            "model": config.model.model_copy(
+                update={"pretrained": absolute(pretrained) if isinstance(pretrained, str) else pretrained}
+            ),
+        }
+    )

@@ -1,0 +1,222 @@
+"""Training on Ray Train workers, one or many, fixed or elastic.
+
+Ray starts the workers, restarts them after a failure and resizes an elastic group. It never decides what a run resumes
+from: every (re)started group asks the run's own manifests. The driver stays free to answer signals and draw the bar; it
+talks to the workers through one small actor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hai.config.schema import RunConfig, ScaleConfig
+from hai.errors import ConfigError, HaiError
+from hai.launch.cluster import connected
+from hai.launch.plan import Outcome, Plan
+from hai.launch.signals import StopSignals
+from hai.types import Record
+
+__all__ = ["train_on_ray"]
+
+_POLL_SECONDS = 0.25
+_GRACE_SECONDS = 15.0
+_FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA")
+
+
+class _Mailbox:
+    """What the driver and rank 0 leave for each other; lives as an actor on the driver's node."""
+
+    def __init__(self) -> None:
+        self._letters: list[tuple[str, Any]] = []
+        self._request = 0
+
+    def put(self, kind: str, content: Any) -> None:
+        self._letters.append((kind, content))
+
+    def take(self) -> list[tuple[str, Any]]:
+        letters, self._letters = self._letters, []
+        return letters
+
+    def ask(self, request: int) -> None:
+        self._request = request
+
+    def asked(self) -> int:
+        return self._request
+
+
+class _Asked(threading.Thread):
+    """Keep rank 0's view of the driver's request fresh, so that the loop reads a variable and never waits."""
+
+    def __init__(self, mailbox: Any) -> None:
+        super().__init__(name="hai-asked", daemon=True)
+        self.request = 0
+        self._mailbox, self._ended = mailbox, threading.Event()
+
+    def run(self) -> None:
+        import ray
+
+        while not self._ended.wait(2 * _POLL_SECONDS):
+            with contextlib.suppress(ray.exceptions.RayError):
+                self.request = ray.get(self._mailbox.asked.remote(), timeout=10)
+
+    def end(self) -> None:
+        self._ended.set()
+
+
+def _on_worker(spec: Record) -> None:
+    """Train on one Ray Train worker; runs there."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    from hai.launch.worker import run_worker
+
+    train_context, mailbox = ray.train.get_context(), spec["mailbox"]
+    rank = train_context.get_world_rank()
+    asked = _Asked(mailbox)
+    if rank == 0:
+        asked.start()
+    try:
+        summary = run_worker(
+            Plan(**spec["plan"]),
+            device=ray.train.torch.get_device(),
+            rank=rank,
+            world_size=train_context.get_world_size(),
+            local_world_size=train_context.get_local_world_size(),
+            request=lambda: asked.request,
+            report=lambda record: ray.train.report(record),
+            say=lambda line: mailbox.put.remote("say", line),
+            show=lambda progress: mailbox.put.remote("show", progress),
+        )
+        if rank == 0:
+            ray.get(mailbox.put.remote("summary", summary))
+    except HaiError as error:  # the user's to mend: starting the workers again would not help
+        ray.get(mailbox.put.remote("error", [type(error).__name__, str(error)]))
+    finally:
+        asked.end()
+
+
+def train_on_ray(
+    config: RunConfig, plan: Plan, *, say: Callable[[str], None], show: Callable[[Record], None]
+) -> Outcome:
+    """Train on the workers that the config asks for.
+
+    Raises:
+        HaiError: what a worker raised for the user to mend, or more workers than the cluster can hold.
+    """
+    with StopSignals(say) as signals, connected(say) as ray:
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        scaling = _scaling(config.scale, ray.cluster_resources())
+        workers = scaling.num_workers if isinstance(scaling.num_workers, int) else "{}:{}".format(*scaling.num_workers)
+        kind = "GPU" if scaling.use_gpu else f"CPU ({scaling.resources_per_worker['CPU']} threads)"
+        say(f"training on {workers} worker{'' if workers == 1 else 's'}, {kind} each")
+        own_node = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+        mailbox = ray.remote(num_cpus=0, label_selector=own_node)(_Mailbox).remote()
+        forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+        with tempfile.TemporaryDirectory(prefix="hai-ray-") as scratch:
+            trainer = TorchTrainer(
+                _on_worker,
+                train_loop_config={"plan": plan.record(), "mailbox": mailbox},
+                scaling_config=scaling,
+                run_config=ray.train.RunConfig(
+                    name=f"{plan.name}-{plan.attempt}",
+                    storage_path=scratch,
+                    failure_config=ray.train.FailureConfig(max_failures=config.scale.max_failures),
+                    worker_runtime_env={"env_vars": forwarded} if forwarded else None,
+                    logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                ),
+            )
+            return _attend(ray, trainer, mailbox, signals, say=say, show=show)
+
+
+def _attend(
+    ray: Any, trainer: Any, mailbox: Any, signals: StopSignals, *,
+    say: Callable[[str], None], show: Callable[[Record], None],
+) -> Outcome:  # fmt: skip
+    """Run the trainer in a thread; pass on lines, progress and signals until it ends."""
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    fitting = threading.Thread(target=fit, name="hai-fit", daemon=True)
+    fitting.start()
+    summary: Record | None = None
+    error: list[str] | None = None
+    asked, deadline = 0, float("inf")
+    while True:
+        ended = not fitting.is_alive() or time.monotonic() > deadline
+        if signals.request != asked:
+            asked = signals.request
+            mailbox.ask.remote(asked)
+        for kind, content in ray.get(mailbox.take.remote()):
+            if kind == "say":
+                say(content)
+            elif kind == "show":
+                show(content)
+            elif kind == "summary":
+                summary = content
+            elif error is None:  # the first worker's error is the cause; the others may wait for it in vain
+                error, deadline = content, time.monotonic() + _GRACE_SECONDS
+        if ended:
+            break
+        time.sleep(_POLL_SECONDS)
+    if error is not None:
+        raise _hai_error(*error)
+    if failure:
+        raise failure[0]
+    if summary is None:
+        raise RuntimeError("the workers ended without a summary")
+    return Outcome(str(summary["status"]), summary)
+
+
+def _hai_error(name: str, text: str) -> HaiError:
+    import hai.errors
+
+    kind = getattr(hai.errors, name, HaiError)
+    return kind(text) if isinstance(kind, type) and issubclass(kind, HaiError) else HaiError(text)
+
+
+def _scaling(scale: ScaleConfig, resources: dict[str, float]) -> Any:
+    """Translate `scale` for Ray, with what the cluster has.
+
+    Raises:
+        ConfigError: the cluster has fewer GPUs or CPUs than the workers need.
+    """
+    import ray.train
+
+    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    use_gpu = num_gpus > 0 if scale.use_gpu is None else scale.use_gpu
+    workers: int | tuple[int, int]
+    if isinstance(scale.num_workers, str):
+        low, _, high = scale.num_workers.partition(":")
+        workers = (int(low), int(high))
+    else:
+        workers = scale.num_workers or (num_gpus if use_gpu else 1)
+    least, most = (workers, workers) if isinstance(workers, int) else workers
+    if use_gpu and least > num_gpus:
+        raise ConfigError(
+            f"scale.num_workers = {scale.num_workers}: the cluster has {num_gpus} GPUs; "
+            "ask for fewer workers, or set scale.use_gpu=false"
+        )
+    cpus = scale.cpus_per_worker or max(1, num_cpus // max(most, 1))
+    if least * cpus > num_cpus:
+        raise ConfigError(
+            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs; "
+            "ask for fewer workers or lower scale.cpus_per_worker"
+        )
+    each = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+    return ray.train.ScalingConfig(
+        num_workers=workers, use_gpu=use_gpu, resources_per_worker=each, elastic_resize_monitor_interval_s=30.0
+    )

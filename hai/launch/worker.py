@@ -1,0 +1,60 @@
+"""What every worker does, whoever started it: threads, device, task, loop, and the page at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hai.config.schema import RunConfig
+from hai.context import Context
+from hai.launch.plan import Plan
+from hai.loop import train
+from hai.tasks import build_task
+from hai.tasks.base import Datasets
+from hai.types import Arrays, Record
+
+__all__ = ["run_worker"]
+
+
+def run_worker(
+    plan: Plan,
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    local_world_size: int = 1,
+    request: Callable[[], int],
+    report: Callable[[Record], None],
+    say: Callable[[str], None],
+    show: Callable[[Record], None],
+) -> Record:
+    """Train one worker's part of a run and return the summary."""
+    config = RunConfig.model_validate_json(plan.config)
+    torch.set_num_threads(config.scale.cpus_per_worker or max(1, (os.cpu_count() or 1) // local_world_size))
+    context = Context(
+        storage=plan.storage,
+        name=plan.name,
+        attempt=plan.attempt,
+        device=device,
+        rank=rank,
+        world_size=world_size,
+        local_world_size=local_world_size,
+        resume=plan.resume,
+        wait_for_upload=plan.wait_for_upload,
+        provenance=plan.provenance,
+        request=request,
+        report=report,
+        say=say,
+        show=show,
+        publish=_publish,
+    )
+    return train(config, build_task(config), context)
+
+
+def _publish(folder: Path, predictions: Arrays | None, datasets: Datasets) -> None:
+    from hai.report import write_training_report
+
+    write_training_report(folder, predictions, datasets.details)

@@ -1,0 +1,111 @@
+"""The one training loop: build, resume, then step, evaluate, save and report until the run is finished."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import torch
+
+from hai.config.schema import RunConfig
+from hai.context import SAVE, STOP, Context
+from hai.distributed import Workers
+from hai.evaluate import predict_split
+from hai.journal import Journal
+from hai.optim import Ema, build_optimizer, learning_rate_at
+from hai.order import Order
+from hai.state import Progress
+from hai.step import Stepper
+from hai.tasks.base import Task
+from hai.types import Record
+
+__all__ = ["is_finished", "total_steps", "train"]
+
+
+def total_steps(config: RunConfig, steps_per_epoch: int) -> int:
+    """Return the step that ends the run: the earlier of its two limits."""
+    limits = [config.train.max_steps, config.train.max_epochs and config.train.max_epochs * steps_per_epoch]
+    return min(limit for limit in limits if limit is not None)
+
+
+def is_finished(progress: Progress, config: RunConfig, end: int) -> bool:
+    """Say whether nothing is left to do: the last step is evaluated, or patience has run out."""
+    patience = config.train.early_stopping_patience
+    if patience is not None and progress.evaluations_without_improvement >= patience:
+        return True
+    return progress.step >= end and progress.evaluated_step == progress.step
+
+
+def train(config: RunConfig, task: Task, context: Context) -> Record:
+    """Train until the run is finished or asked to stop; every worker calls this.
+
+    Args:
+        config: the run's config.
+        task: what to learn.
+        context: this worker's surroundings.
+
+    Returns:
+        The run's summary, as in summary.json: status (finished or interrupted), step, best.
+
+    Raises:
+        HaiError: on all workers, for what the user can mend; the state up to the last checkpoint is safe.
+    """
+    settings, device = config.train, context.device
+    workers = Workers.join(context.rank, context.world_size, device)
+    journal = Journal(config, task, context, workers)
+    datasets = task.build_datasets()
+    training, validation = datasets.splits["train"], datasets.splits["val"]
+
+    order = Order(*training.strata(), batch_size=settings.global_batch_size, seed=config.seed)
+    end = total_steps(config, order.steps_per_epoch)
+    eval_steps = max(1, round(settings.eval_every_epochs * order.steps_per_epoch))
+
+    model = task.build_model().to(device)
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if workers.world_size > 1 and device.type == "cuda" and settings.sync_batch_norm:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    optimizer = build_optimizer(model, config.optim, task.backbone(model), device)
+    ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
+    progress = journal.restore(datasets, model, optimizer, ema)
+    stepper = Stepper(
+        config, task, model, optimizer, ema, workers,
+        learning_rate=lambda step: learning_rate_at(step, config.optim, order.steps_per_epoch, end),
+        micro_batch_size=settings.micro_batch_size or settings.global_batch_size,
+    )  # fmt: skip
+    journal.attach(stepper, progress, order, end)
+
+    def evaluate() -> None:
+        with ema.swapped(model) if ema else journal.nothing():
+            predictions = predict_split(
+                model, task, validation, workers,
+                batch_size=settings.eval_batch_size or max(1, settings.global_batch_size // workers.world_size),
+                mixed_precision=settings.mixed_precision,
+            )  # fmt: skip
+        stepper.train()
+        journal.evaluated(predictions)
+
+    requests = order.requests(progress.step, end, rank=workers.rank, world_size=workers.world_size)
+    batches = training.batches(requests, device=device, training=True)
+    asked = 0
+    with journal, closing(batches):
+        while True:
+            due = progress.step > 0 and (progress.step % eval_steps == 0 or progress.step == end)
+            if due and progress.evaluated_step != progress.step:
+                evaluate()
+            elif progress.step % config.logging.every_steps == 0:
+                journal.record_training()
+            if is_finished(progress, config, end):
+                break
+            asked = workers.agree(max(context.request(), SAVE if journal.is_save_due() else 0))
+            if asked and progress.step > 0:
+                journal.save()
+            if asked == STOP:
+                break
+            epoch = order.epoch_of(progress.step)
+            stepper.step(
+                next(batches), step=progress.step, epoch=epoch,
+                prepare=lambda batch, epoch=epoch: training.prepare(batch, epoch=epoch, training=True),
+            )  # fmt: skip
+            progress.step += 1
+            journal.show()
+        return journal.finish("interrupted" if asked == STOP else "finished")

@@ -1,0 +1,108 @@
+"""Scores of a split next to the names of the images they belong to, and the numbers made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hai.metrics import confusion_matrix, detector_metrics
+from hai.types import LABELS, Arrays, Record
+
+if TYPE_CHECKING:
+    from hai.data.manifest import Manifest
+
+__all__ = ["Scores", "printable", "probability_of", "summarise"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of N labelled images, in the order of a table for people.
+
+    Args:
+        path: names relative to the source [N].
+        label: 0 real, 1 fake [N].
+        probability_fake: in 0-1 [N].
+        group: images of one group are not independent; "" = the image stands alone [N].
+        source: where it comes from [N].
+        read: returns the bytes of the image file of a row.
+    """
+
+    path: list[str]
+    label: NDArray[Any]
+    probability_fake: NDArray[np.float64]
+    group: list[str]
+    source: list[str]
+    read: Callable[[int], bytes]
+
+    @classmethod
+    def of(cls, predictions: Arrays, manifest: Manifest, temperature: float = 1.0) -> Scores:
+        """Name a detector's predictions, ordered by source and path.
+
+        Args:
+            predictions: `index` int64 [N], `label` [N], `logit` of fake against real [N].
+            manifest: what `index` points into.
+            temperature: divides the logits, > 0.
+        """
+        rows = [int(i) for i in predictions["index"]]
+        order = sorted(range(len(rows)), key=lambda i: (manifest.source[rows[i]], manifest.path[rows[i]]))
+        rows = [rows[i] for i in order]
+        logit = predictions["logit"].astype(np.float64)[order] / temperature
+        return cls(
+            path=[printable(manifest.path[i]) for i in rows],
+            label=predictions["label"][order],
+            probability_fake=probability_of(logit),
+            group=[printable(manifest.group[i]) for i in rows],
+            source=[printable(manifest.source[i]) for i in rows],
+            read=lambda row: manifest.read(rows[row]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.path)
+
+    def predictions(self, threshold: float) -> NDArray[np.int64]:
+        """Call each image real (0) or fake (1)."""
+        return (self.probability_fake >= threshold).astype(np.int64)
+
+
+def printable(name: str) -> str:
+    """Write the bytes of a file name that are no UTF-8 as escapes, so that every file can hold the name."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def probability_of(logit: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn logits of fake against real into probabilities of fake, without overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logit)))
+
+
+def summarise(scores: Scores, threshold: float, seed: int) -> Record:
+    """Compute everything that evaluation.json says about the scores.
+
+    Returns:
+        `n`, `num_groups`, `num_correct`, `metrics` {name: {value, low, high}} with 95 % intervals over groups,
+        `confusion_matrix` (rows: real, fake; columns: called real, called fake), `threshold` and `per_source`, a list
+        of records with `source`, `n`, `num_groups`, `num_correct`, `metrics`, `confusion_matrix`.
+    """
+    whole = _part(scores, np.arange(len(scores)), threshold, seed)
+    sources, names = np.array(scores.source), sorted(set(scores.source))
+    parts = [whole]
+    if len(names) > 1:
+        parts = [_part(scores, np.flatnonzero(sources == name), threshold, seed) for name in names]
+    per_source = [{"source": name, **part} for name, part in zip(names, parts, strict=True)]
+    return {**whole, "labels": list(LABELS), "threshold": threshold, "per_source": per_source}
+
+
+def _part(scores: Scores, rows: NDArray[np.int64], threshold: float, seed: int) -> Record:
+    label, probability = scores.label[rows].astype(np.int64), scores.probability_fake[rows]
+    group = [scores.group[i] for i in rows]
+    confusion = confusion_matrix(label, probability, threshold)
+    return {
+        "n": len(rows),
+        "num_groups": len(set(group) - {""}) + group.count(""),
+        "num_correct": int(np.trace(confusion)),
+        "metrics": detector_metrics(label, probability, group, threshold, seed=seed),
+        "confusion_matrix": confusion.tolist(),
+    }

@@ -1,0 +1,242 @@
+"""One optimizer step: forward, loss of the global batch, backward, clipping, update.
+
+The loss is a function of the whole global batch. Where the batch is forwarded in several micro-batches and the loss is
+no plain mean over examples, gradients are cached: all outputs without a graph, then d loss / d outputs, then each
+micro-batch again with its share of that gradient (Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory
+Limited Setup, 2021). Dropout repeats itself because it is a function of (seed, step, rank, micro-batch), and BatchNorm
+statistics move in the first pass only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from hai.config.schema import RunConfig
+from hai.data.draws import hash_int
+from hai.distributed import Workers
+from hai.errors import NonFiniteError
+from hai.models.freeze import set_frozen, statistics_kept, train_mode
+from hai.optim import Ema
+from hai.order import slice_bounds
+from hai.tasks.base import Task
+from hai.types import Batch
+
+__all__ = ["Stepper", "precision_on"]
+
+_DROPOUT = 104  # which draw, see hai.order
+
+
+def precision_on(device: torch.device, mixed_precision: bool | str) -> torch.dtype | None:
+    """Choose the autocast type: bf16 from sm_80, fp16 on sm_70 and sm_75, none (fp32) elsewhere and on CPUs."""
+    if mixed_precision is False or device.type != "cuda":
+        return None
+    if isinstance(mixed_precision, str):
+        return torch.bfloat16 if mixed_precision == "bf16" else torch.float16
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return torch.bfloat16
+    return torch.float16 if capability >= (7, 0) else None
+
+
+class Stepper:
+    """Carry out steps on one worker, together with the others.
+
+    Args:
+        config: the run's config.
+        task: what to learn.
+        model: the bare network on its device.
+        optimizer: its optimizer, with `lr_scale` in each group.
+        ema: averaged weights or None.
+        workers: this worker's group.
+        learning_rate: learning rate as a function of the step.
+        micro_batch_size: most examples that this worker forwards at once.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ema: Ema | None,
+        workers: Workers,
+        *,
+        learning_rate: Callable[[int], float],
+        micro_batch_size: int,
+    ) -> None:
+        self._config, self._task, self._workers = config, task, workers
+        self._bare, self._optimizer, self._ema = model, optimizer, ema
+        self.learning_rate_at = learning_rate
+        self._precision = precision_on(workers.device, config.train.mixed_precision)
+        self.scaler = torch.amp.GradScaler(workers.device.type, enabled=self._precision is torch.float16)
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        total, most = config.train.global_batch_size, max(1, micro_batch_size)
+        shares = [slice_bounds(total, rank, workers.world_size) for rank in range(workers.world_size)]
+        self._sizes = [high - low for low, high in shares]
+        self.num_micro_batches = -(-max(self._sizes) // most)
+        self._backbone = task.backbone(model)
+        self._frozen: set[str] | None = None
+        self._forward: nn.Module = model
+        self._bad_step = torch.full((), -1, dtype=torch.int64, device=workers.device)
+        self._sums: Tensor | None = None
+
+    def step(self, batch: Batch, *, step: int, epoch: int, prepare: Callable[[Batch], Batch]) -> None:
+        """Learn from this worker's part of global batch `step`.
+
+        Args:
+            batch: as loaded, on the device.
+            step: steps done so far.
+            epoch: epoch of the batch.
+            prepare: turns a micro-batch into the model's input.
+
+        Raises:
+            NonFiniteError: on CPUs in the step itself; on GPUs `check` raises it, the weights are untouched either way.
+        """
+        self._freeze(epoch)
+        rate = self.learning_rate_at(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        if self.num_micro_batches > 1 and self._task.needs_global_batch(epoch):
+            self._backward_cached(batch, step, epoch, prepare)
+        else:
+            self._backward(batch, step, epoch, prepare)
+        self._update(step)
+
+    def check(self, step: int) -> None:
+        """Raise NonFiniteError if a step up to this one was not finite; waits for the device."""
+        bad = int(self._bad_step)
+        if bad >= 0:
+            raise NonFiniteError(_non_finite(bad))
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 2.0**-10:  # fp16: every step overflows
+            raise NonFiniteError(_non_finite(step))
+
+    def take_sums(self) -> list[float]:
+        """Return [sum of losses x examples, examples, task statistics...] over all workers since the last call."""
+        if self._sums is None:
+            return []
+        sums = self._workers.total(self._sums.clone()).tolist()
+        self._sums = None
+        return [float(value) for value in sums]
+
+    def _micro(self, batch: Batch, number: int) -> tuple[Batch, list[int]]:
+        """Cut micro-batch `number` out of this worker's part; also return its size on every worker."""
+        low, high = slice_bounds(self._sizes[self._workers.rank], number, self.num_micro_batches)
+        bounds = [slice_bounds(size, number, self.num_micro_batches) for size in self._sizes]
+        return {name: values[low:high] for name, values in batch.items()}, [high - low for low, high in bounds]
+
+    def _outputs(self, module: nn.Module, batch: Batch, step: int, number: int) -> Tensor:
+        torch.manual_seed(hash_int(self._config.seed, _DROPOUT, step, self._workers.rank, number) >> 1)
+        device = self._workers.device
+        with torch.autocast(device.type, self._precision, enabled=self._precision is not None):
+            return self._task.outputs(module, batch).float()
+
+    def _gather(self, batch: Batch, outputs: Tensor, counts: list[int]) -> tuple[Tensor, Batch]:
+        if self._workers.world_size == 1:
+            return outputs, batch
+        small = {name: values for name, values in batch.items() if name != "image"}
+        rows = {name: self._workers.gather_rows(values, counts) for name, values in small.items()}
+        return self._workers.gather_rows(outputs, counts), rows
+
+    def _backward(self, batch: Batch, step: int, epoch: int, prepare: Callable[[Batch], Batch]) -> None:
+        """Accumulate gradients of a loss that is a mean over examples, or of one whole micro-batch."""
+        total = self._config.train.global_batch_size
+        for number in range(self.num_micro_batches):
+            part, counts = self._micro(batch, number)
+            part = prepare(part)
+            with self._synchronised(number):
+                outputs = self._outputs(self._forward, part, step, number)
+                gathered, rows = self._gather(part, outputs, counts)
+                loss = self._task.loss(gathered, rows, epoch=epoch) * (sum(counts) / total)
+                self.scaler.scale(loss * self._workers.world_size).backward()
+            self._count(loss, outputs, part)
+
+    def _backward_cached(self, batch: Batch, step: int, epoch: int, prepare: Callable[[Batch], Batch]) -> None:
+        """Accumulate gradients of a loss over the whole global batch, one micro-batch in memory at a time."""
+        world, numbers = self._workers.world_size, range(self.num_micro_batches)
+        parts = [self._micro(batch, number)[0] for number in numbers]
+        with torch.no_grad():
+            first = [self._outputs(self._bare, prepare(part), step, number) for number, part in enumerate(parts)]
+        own = torch.cat(first).requires_grad_()
+        gathered, rows = self._gather(batch, own, self._sizes)
+        loss = self._task.loss(gathered, rows, epoch=epoch)
+        (gradient,) = torch.autograd.grad(loss, own)
+        self._count(loss, own.detach(), batch)
+        with statistics_kept(self._bare):
+            for number, share in zip(numbers, gradient.split([len(part) for part in first]), strict=True):
+                with self._synchronised(number):
+                    outputs = self._outputs(self._forward, prepare(parts[number]), step, number)
+                    self.scaler.scale((outputs * share).sum() * world).backward()
+
+    def _synchronised(self, number: int) -> contextlib.AbstractContextManager[Any]:
+        """Let gradients travel between workers with the last micro-batch only."""
+        if isinstance(self._forward, DistributedDataParallel) and number < self.num_micro_batches - 1:
+            return self._forward.no_sync()  # type: ignore[no-any-return]
+        return contextlib.nullcontext()
+
+    def _update(self, step: int) -> None:
+        self.scaler.unscale_(self._optimizer)
+        limit = self._config.train.gradient_clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit if limit is not None else float("inf"))
+        if not self.scaler.is_enabled():
+            finite = torch.isfinite(norm)
+            if norm.device.type == "cpu":
+                if not finite:
+                    raise NonFiniteError(_non_finite(step))
+            else:  # the fused optimizer skips the update on the device: no waiting for it here
+                self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
+                self._optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._ema is not None:
+            self._ema.update(self._bare, step)
+
+    def _count(self, loss: Tensor, outputs: Tensor, batch: Batch) -> None:
+        """Sum up what training metrics need, on the device, without waiting for it."""
+        with torch.no_grad():
+            size = self._config.train.global_batch_size
+            statistics = self._task.statistics(outputs, batch)
+            head = torch.stack([loss.detach().double() * size / self._workers.world_size, loss.new_full((), len(outputs)).double()])
+            sums = torch.cat([head, statistics.double()])
+            self._sums = sums if self._sums is None else self._sums + sums
+
+    def add_sums(self, sums: list[float]) -> None:
+        """Go on with sums that an earlier attempt had counted; on rank 0 only, they hold all workers' part."""
+        if sums and self._workers.is_first:
+            self._sums = torch.tensor(sums, dtype=torch.float64, device=self._workers.device)
+
+    def _freeze(self, epoch: int) -> None:
+        """Freeze or unfreeze the backbone as the epoch asks, and wrap the model anew when that changes."""
+        model = self._config.model
+        freeze = model.freeze_backbone and (model.unfreeze_after_epochs is None or epoch < model.unfreeze_after_epochs)
+        frozen = self._backbone if freeze else set()
+        if frozen == self._frozen:
+            return
+        self._frozen = frozen
+        set_frozen(self._bare, self._backbone, bool(frozen))
+        self.train()
+        self._forward = self._wrapped()
+
+    def train(self) -> None:
+        """Put the model into training mode, its frozen parts excepted."""
+        train_mode(self._bare, self._frozen or set())
+
+    def _wrapped(self) -> nn.Module:
+        module = torch.compile(self._bare) if self._config.train.compile else self._bare
+        if self._workers.world_size == 1:
+            return module  # type: ignore[return-value]
+        ids = [self._workers.device.index] if self._workers.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)  # type: ignore[arg-type]
+
+
+def _non_finite(step: int) -> str:
+    return (
+        f"step {step}: gradient = NaN or Inf; the weights were left untouched; "
+        "lower optim.learning_rate, set train.gradient_clip_norm or train.mixed_precision=false"
+    )

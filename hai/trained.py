@@ -1,0 +1,152 @@
+"""A trained detector, taken from a checkpoint and ready to score images."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hai.checkpoint.find import load_reference
+from hai.checkpoint.format import Checkpoint
+from hai.checkpoint.remote import is_bucket, local_folder
+from hai.config.load import config_from_yaml_text
+from hai.config.schema import RunConfig
+from hai.data.augment import normalise
+from hai.errors import CheckpointError
+from hai.models import build_model
+
+__all__ = ["Layout", "Trained", "best_device", "load_trained"]
+
+_SERVED_DEFAULTS = {"threshold": 0.5, "temperature": 1.0}
+
+
+class Layout(NamedTuple):
+    """How a model wants its images; see `hai.data.images.fit_image`."""
+
+    size: int
+    geometry: Literal["resize", "pad", "crop"]
+    max_megapixels: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with the weights of a checkpoint, in evaluation mode on its device.
+
+    Args:
+        config: of the run that trained it.
+        checkpoint: what was loaded, without its tensors.
+        run: folder or URL of the run that the checkpoint belongs to.
+        threshold: on P(fake), chosen in training.
+        temperature: divides logits.
+    """
+
+    model: nn.Module
+    device: torch.device
+    config: RunConfig
+    checkpoint: Checkpoint
+    run: str
+    threshold: float
+    temperature: float
+
+    @property
+    def layout(self) -> Layout:
+        """Say how the model wants its images."""
+        data = self.config.data
+        return Layout(data.image_size, data.geometry, data.max_megapixels)
+
+    def logits(self, image: Tensor) -> NDArray[np.float64]:
+        """Score images in full precision, so that a score does not depend on its batch.
+
+        Args:
+            image: uint8 [B, 3, S, S] on the model's device.
+
+        Returns:
+            Calibrated logit of fake against real [B].
+        """
+        with torch.inference_mode():
+            output: Tensor = self.model(normalise(image))
+        logit = (output[:, 1] - output[:, 0]).float().cpu().numpy()
+        return logit.astype(np.float64) / self.temperature
+
+
+def best_device() -> torch.device:
+    """Choose where to compute: a CUDA GPU, else Apple's, else the CPU; CUDA is told to compute in full precision."""
+    if torch.cuda.is_available():
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined] # with TF32 scores differ by batch
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_trained(reference: str, device: torch.device, overrides: Sequence[str] = ()) -> Trained:
+    """Rebuild the model of a checkpoint; published weights are not fetched again.
+
+    Args:
+        reference: REF: a run folder (its best), a checkpoint folder, or a URL of either.
+        device: where the model goes.
+        overrides: `key=value` over the run's config.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it does not fit its config.
+        ConfigError: an override is wrong.
+        StorageError: the storage does not answer.
+    """
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    checkpoint, config_file, refusals = load_reference(reference, report=say)
+    for refusal in refusals:
+        say(f"refused checkpoint {refusal.name}: {refusal.reason}; using {checkpoint.path.name}")
+    if config_file is None:
+        raise CheckpointError(
+            f"checkpoint: {reference}: has no run.yaml, which says how to build the model; give the run folder, or put "
+            "its run.yaml into the checkpoint folder"
+        )
+    config = config_from_yaml_text(config_file.read_text(encoding="utf-8"), str(config_file), overrides)
+    unfetched = config.model.model_copy(update={"pretrained": False})
+    architecture = checkpoint.meta.get("architecture")
+    model = build_model(unfetched, config.data.image_size, config.seed, architecture=architecture)
+    _fill(model, checkpoint)
+    fitted = {**_SERVED_DEFAULTS, **checkpoint.meta.get("fitted", {})}
+    return Trained(
+        model=model.to(device).eval(),
+        device=device,
+        config=config,
+        checkpoint=replace(checkpoint, model={}, state={}),
+        run=_run_of(reference, checkpoint.path.name),
+        threshold=float(fitted["threshold"]),
+        temperature=float(fitted["temperature"]),
+    )
+
+
+def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the served weights into the model, all of them or none."""
+    own, found = model.state_dict(), checkpoint.model
+    wrong = sorted(
+        name
+        for name in own.keys() | found.keys()
+        if name not in own or name not in found or own[name].shape != found[name].shape
+    )
+    if wrong:
+        raise CheckpointError(
+            f"checkpoint: {checkpoint.path}: {len(wrong)} tensors do not fit the model of its run.yaml, first "
+            f"{wrong[0]!r}; run.yaml or the model's code has changed since"
+        )
+    model.load_state_dict(found)
+
+
+def _run_of(reference: str, checkpoint: str) -> str:
+    """Name the run of a reference: the reference itself, or what its checkpoint folder lies in."""
+    run = reference.rstrip("/") if is_bucket(reference) else str(local_folder(reference))
+    if Path(run).name != checkpoint:
+        return run
+    return re.sub(r"/checkpoints$", "", run.rpartition("/")[0])

@@ -1,0 +1,234 @@
+"""The loop on toy tasks: resume is bit-exact, micro-batches and workers change nothing but speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from toy import ToyTask
+
+from hai.config.schema import RunConfig
+from hai.context import STOP, Context
+from hai.errors import CheckpointError, NonFiniteError
+from hai.loop import train
+from hai.types import Record
+
+
+def toy_config(**sections: Record) -> RunConfig:
+    """Build a config for the toy tasks: 96 examples, 6 steps an epoch."""
+    base: dict[str, Record] = {
+        "train": {"max_epochs": 5, "global_batch_size": 16, "ema_decay": 0.9},
+        "optim": {"learning_rate": 0.02, "warmup_epochs": 1},
+        "checkpoint": {"every_minutes": None, "keep": 100},
+        "logging": {"tensorboard": False, "every_steps": 4},
+    }
+    for name, fields in sections.items():
+        base[name] = {**base.get(name, {}), **fields}
+    return RunConfig.model_validate(base)
+
+
+def toy_run(
+    storage: Path, config: RunConfig, task: ToyTask | None = None, *, stop_at: int | None = None, **context: Any
+) -> Record:
+    """Train a toy task in this process; `stop_at`: ask for the end after so many steps of this launch."""
+    torch.set_num_threads(1)
+    calls = iter(range(10**9))
+    request: Callable[[], int] = (lambda: STOP if next(calls) >= stop_at else 0) if stop_at is not None else lambda: 0
+    return train(config, task or ToyTask(config), Context(str(storage), "run", request=request, **context))
+
+
+def newest(storage: Path) -> Path:
+    return max((storage / "run" / "checkpoints").glob("step_*"))
+
+
+def tensors_of(storage: Path) -> tuple[bytes, bytes]:
+    folder = newest(storage)
+    return (folder / "model.safetensors").read_bytes(), (folder / "state.safetensors").read_bytes()
+
+
+def losses_of(storage: Path) -> list[tuple[int, float]]:
+    lines = (storage / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(r["step"], r["train/loss"]) for r in map(json.loads, lines) if "train/loss" in r]
+
+
+def _deep(config: RunConfig) -> ToyTask:
+    return ToyTask(config, dropout=0.3, batch_norm=True)
+
+
+def test_a_toy_task_learns(tmp_path: Path) -> None:
+    summary = toy_run(tmp_path, toy_config(train={"max_epochs": 7}))
+    assert summary["status"] == "finished"
+    assert summary["step"] == 42
+    assert summary["best"]["value"] >= 0.85
+
+
+@pytest.mark.parametrize("stops", [[7], [1, 6, 11], [12, 12]])
+def test_resumed_equals_unbroken_bit_for_bit(tmp_path: Path, stops: list[int]) -> None:
+    config = toy_config()
+    whole = _deep(config)
+    toy_run(tmp_path / "a", config, whole)
+    seen = []
+    for stop in stops:
+        part = _deep(config)
+        assert toy_run(tmp_path / "b", config, part, stop_at=stop)["status"] == "interrupted"
+        seen += part.training.seen
+    part = _deep(config)
+    assert toy_run(tmp_path / "b", config, part)["status"] == "finished"
+    assert tensors_of(tmp_path / "a") == tensors_of(tmp_path / "b")
+    assert seen + part.training.seen == whole.training.seen
+    assert losses_of(tmp_path / "a") == losses_of(tmp_path / "b")
+
+
+def test_killed_at_random_points_equals_unbroken(tmp_path: Path) -> None:
+    config = toy_config(checkpoint={"every_minutes": 0.0005}, train={"max_epochs": 20})
+    toy_run(tmp_path / "a", config, _deep(config))
+    rng, kills = random.Random(5), 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            status = toy_run(tmp_path / "b", config, _deep(config))["status"]
+            os._exit(0 if status == "finished" else 1)
+        deadline = time.monotonic() + rng.uniform(0.02, 0.25)
+        while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+        try:
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+        except (ProcessLookupError, ChildProcessError):
+            break
+        if os.waitstatus_to_exitcode(status) == 0:
+            break
+        kills += 1
+        assert kills < 500, "no progress between kills"
+    assert kills >= 3
+    assert tensors_of(tmp_path / "a") == tensors_of(tmp_path / "b")
+    steps = [step for step, _ in losses_of(tmp_path / "b")]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_micro_batches_do_not_change_the_objective(tmp_path: Path, pairs: bool) -> None:
+    finals = []
+    for micro in (None, 4, 5):
+        config = toy_config(train={"micro_batch_size": micro, "max_epochs": 2})
+        toy_run(tmp_path / str(micro), config, ToyTask(config, pairs=pairs))
+        finals.append(losses_of(tmp_path / str(micro)))
+    for other in finals[1:]:
+        assert [step for step, _ in other] == [step for step, _ in finals[0]]
+        for (_, one), (_, two) in zip(finals[0], other, strict=True):
+            assert one == pytest.approx(two, abs=1e-5)
+
+
+def test_cached_gradients_move_batch_norm_once_and_repeat_dropout(tmp_path: Path) -> None:
+    config = toy_config(train={"micro_batch_size": 4, "max_steps": 3, "ema_decay": None})
+    task = ToyTask(config, pairs=True, dropout=0.5, batch_norm=True)
+    toy_run(tmp_path, config, task)
+    from safetensors.torch import load_file
+
+    assert int(load_file(newest(tmp_path) / "model.safetensors")["1.num_batches_tracked"]) == 3 * 4
+
+
+def _worker(rank: int, world_size: int, storage: str, port: int, pairs: bool, fields: Record) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    config = toy_config(train={"max_epochs": 2, **fields})
+    task = ToyTask(config, pairs=pairs)
+    train(config, task, Context(storage, "run", rank=rank, world_size=world_size))
+    Path(storage, f"seen-{rank}.json").write_text(json.dumps(task.training.seen), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def _workers(storage: Path, world_size: int, *, pairs: bool = False, **fields: Any) -> None:
+    storage.mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = (world_size, str(storage), port, pairs, fields)
+    torch.multiprocessing.start_processes(_worker, arguments, nprocs=world_size, start_method="fork")
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_workers_change_neither_order_nor_objective(tmp_path: Path, pairs: bool) -> None:
+    config = toy_config(train={"max_epochs": 2})
+    alone = ToyTask(config, pairs=pairs)
+    toy_run(tmp_path / "one", config, alone)
+    _workers(tmp_path / "two", 2, pairs=pairs)
+    _workers(tmp_path / "three", 3, pairs=pairs, micro_batch_size=2)
+    for other in ("two", "three"):
+        for (step, one), (same, two) in zip(losses_of(tmp_path / "one"), losses_of(tmp_path / other), strict=True):
+            assert step == same
+            assert one == pytest.approx(two, abs=1e-5)
+    both = [json.loads((tmp_path / "two" / f"seen-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    merged = [tuple(pair) for s in range(12) for half in both for pair in half[s * 8 : s * 8 + 8]]
+    assert merged == alone.training.seen
+
+
+def test_another_number_of_workers_goes_on_with_the_same_order(tmp_path: Path) -> None:
+    config = toy_config(train={"max_epochs": 2})
+    whole = ToyTask(config)
+    toy_run(tmp_path / "one", config, whole)
+    first = ToyTask(config)
+    toy_run(tmp_path / "half", config, first, stop_at=5)
+    (tmp_path / "half").rename(tmp_path / "moved")
+    _workers(tmp_path / "moved", 2)
+    both = [json.loads((tmp_path / "moved" / f"seen-{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+    rest = [tuple(pair) for s in range(7) for half in both for pair in half[s * 8 : s * 8 + 8]]
+    assert first.training.seen[: 5 * 16] + rest == whole.training.seen
+    for (_, one), (_, two) in zip(losses_of(tmp_path / "one"), losses_of(tmp_path / "moved"), strict=True):
+        assert one == pytest.approx(two, abs=1e-5)
+
+
+def test_early_stopping_ends_and_more_patience_goes_on(tmp_path: Path) -> None:
+    config = toy_config(train={"max_epochs": 30, "early_stopping_patience": 2, "early_stopping_min_delta": 0.5})
+    first = toy_run(tmp_path, config)
+    assert (first["status"], first["step"]) == ("finished", 3 * 6)
+    again = toy_run(tmp_path, config)
+    assert again["step"] == first["step"]
+    more = toy_run(
+        tmp_path, toy_config(train={"max_epochs": 30, "early_stopping_patience": 4, "early_stopping_min_delta": 0.5})
+    )
+    assert more["step"] == 5 * 6
+
+
+def test_raising_the_limit_of_a_finished_run_goes_on(tmp_path: Path) -> None:
+    assert toy_run(tmp_path, toy_config(train={"max_epochs": 2}))["step"] == 12
+    assert toy_run(tmp_path, toy_config(train={"max_epochs": 3}))["step"] == 18
+    assert toy_run(tmp_path, toy_config(train={"max_epochs": 9, "max_steps": 20}))["step"] == 20
+
+
+def test_non_finite_gradients_stop_at_that_step_with_the_weights_untouched(tmp_path: Path) -> None:
+    class Poisoned(ToyTask):
+        def loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor], *, epoch: int) -> torch.Tensor:
+            return super().loss(outputs, batch, epoch=epoch) * (float("nan") if epoch == 2 else 1.0)
+
+    config = toy_config()
+    toy_run(tmp_path / "good", config, stop_at=12)
+    with pytest.raises(NonFiniteError, match="step 12"):
+        toy_run(tmp_path / "bad", config, Poisoned(config))
+    assert tensors_of(tmp_path / "good") == tensors_of(tmp_path / "bad")
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    config = toy_config()
+    toy_run(tmp_path, config, stop_at=3)
+
+    class Other(ToyTask):
+        def build_datasets(self, *, progress: Any = None) -> Any:
+            from dataclasses import replace
+
+            return replace(super().build_datasets(), identity="another")
+
+    with pytest.raises(CheckpointError, match="--restart"):
+        toy_run(tmp_path, config, Other(config))

@@ -1,0 +1,114 @@
+"""A run on an S3 bucket, against a server on this machine."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hai.checkpoint.find import load_reference
+from hai.checkpoint.owner import Owner, is_owner
+from hai.checkpoint.remote import check_storage, locate
+from hai.checkpoint.runs import list_runs, restart_run
+from hai.checkpoint.store import RunFolder
+from hai.errors import StorageError
+
+server = pytest.importorskip("moto.server")
+pytest.importorskip("s3fs")
+boto3 = pytest.importorskip("boto3")
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore")]
+URL = "s3://bucket/some runs"
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+    client.create_bucket(Bucket="bucket")
+    yield client
+    client.close()
+    running.stop()
+
+
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((400_000,), float(step)), "count": torch.tensor(step)}
+
+
+def keys(client) -> list[str]:
+    return sorted(item["Key"] for item in client.list_objects_v2(Bucket="bucket").get("Contents", []))
+
+
+def test_a_run_survives_the_loss_of_its_machine(bucket):
+    lines: list[str] = []
+    check_storage(URL)
+    assert keys(bucket) == []
+    owner = Owner(locate(URL, "run"), lines.append)
+    run = RunFolder(URL, "run", attempt=owner.acquire(), report=lines.append)
+    assert run.newest_valid() == (None, [])
+    (run.path / "run.yaml").write_text("task: detector\n", encoding="utf-8")
+    for step in (1, 2, 3, 4):
+        run.append({"step": step})
+        best = {"metric": "val/f1_macro", "value": 0.5, "step": min(step, 2)}
+        assert run.save(tensors(step), {"moment": torch.ones(9) * step}, {"best": best}, step=step, wait=True)
+    run.save_summary({"status": "running", "step": 4, "best": best})
+    delivery = run.close(wait=True)
+    assert delivery.missing == ()
+    owner.release()
+    assert lines == []
+    root = "some runs/run"
+    names = ["MANIFEST.json", "model.safetensors", "state.json", "state.safetensors"]
+    assert keys(bucket) == sorted(
+        [
+            *(f"{root}/checkpoints/step_0000000{step}/{name}" for step in (2, 3, 4) for name in names),
+            *(f"{root}/{n}" for n in ("best.json", "metrics.jsonl", "owner.json", "run.yaml", "summary.json")),
+        ]
+    )
+    (row,) = list_runs(URL)
+    assert (row.name, row.task, row.status, row.step) == ("run", "detector", "interrupted", 4)
+
+    shutil.rmtree(run.path)
+    bucket.put_object(Bucket="bucket", Key=f"{root}/checkpoints/step_00000004/state.safetensors", Body=b"rot")
+    again = RunFolder(URL, "run", report=lines.append)
+    found, refusals = again.newest_valid()
+    assert (found.step, [refusal.name for refusal in refusals]) == (3, ["step_00000004"])
+    assert torch.equal(found.model["weight"], tensors(3)["weight"])
+    assert torch.equal(found.state["moment"], torch.ones(9) * 3)
+    assert again.load_best()[0].step == 2
+    assert again.save(tensors(4), {}, {"best": best}, step=4, wait=True)
+    assert again.close(wait=True).missing == ()
+
+    checkpoint, config, _ = load_reference(f"{URL}/run", report=lines.append)
+    assert (checkpoint.step, config.read_text(encoding="utf-8")) == (2, "task: detector\n")
+    assert load_reference(f"{URL}/run/checkpoints/step_00000004", report=lines.append)[0].step == 4
+
+    restart_run(URL, "run", lines.append)
+    fresh = locate(URL, "run")
+    assert fresh.remote.url == f"{URL}/run/attempt-2"
+    second = Owner(fresh, lines.append)
+    assert is_owner(fresh, second.acquire())
+    second.release()
+    assert RunFolder(URL, "run").load_best() == (None, [])
+
+
+def test_wrong_buckets_and_keys_are_named(bucket, monkeypatch):
+    with pytest.raises(StorageError, match=r"^storage: s3://nobody: no such bucket or folder"):
+        check_storage("s3://nobody")
+    assert [b["Name"] for b in bucket.list_buckets()["Buckets"]] == ["bucket"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match=r"^storage: s3://bucket: .*127\.0\.0\.1:9"):
+        check_storage("s3://bucket")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StorageError, match=r"no credentials .*aws configure"):
+        check_storage("s3://bucket")

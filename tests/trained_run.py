@@ -1,0 +1,54 @@
+"""A run folder with a checkpoint of a small network whose scores follow the mean brightness, for tests of serving."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hai.checkpoint.store import RunFolder
+from hai.config import show_config
+from hai.config.load import config_from_yaml_text
+from hai.models import build_model
+
+CONFIG = """
+task: detector
+data: {image_size: 32, sources: [{path: nowhere}]}
+model: {name: compact, pretrained: true}
+train: {global_batch_size: 8}
+"""
+
+
+def save_run(
+    storage: Path, name: str = "bright", *, seed: int = 1, overrides: tuple[str, ...] = (), **fitted: float
+) -> Path:
+    """Save a run with random weights; the threshold lies where half of the images of `save_image` are fake."""
+    config = config_from_yaml_text(CONFIG, "run.yaml", [f"seed={seed}", *overrides])
+    model = build_model(config.model, config.data.image_size, config.seed)
+    run = RunFolder(str(storage), name)
+    best = {"metric": "f1_macro", "value": 0.75, "step": 3, "checkpoint": "checkpoints/step_00000003"}
+    meta = {"best": best, "fitted": fitted, "step": 3}
+    run.save(model.state_dict(), {}, meta, step=3, wait=True)
+    run.append({"step": 1, "train/loss": 0.7, "train/learning_rate": 1e-3})
+    run.append({"step": 3, "train/loss": 0.5, "val/f1_macro": 0.75})
+    run.close()
+    (run.path / "run.yaml").write_text(show_config(config), encoding="utf-8")
+    return run.path
+
+
+def image_bytes(key: int, *, size: tuple[int, int] = (48, 40), kind: str = "PNG") -> bytes:
+    """Draw a noisy picture, the same for the same key."""
+    pixels = np.random.default_rng(key).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def save_image(path: Path, key: int, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image_bytes(key, **options))  # type: ignore[arg-type]
+    return path
+
+
+torch.set_num_threads(1)

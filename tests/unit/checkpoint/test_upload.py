@@ -1,0 +1,375 @@
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from faulty_storage import FaultyFileSystem as Storage
+
+from hai.checkpoint import owner, remote, transfer, upload
+from hai.checkpoint.find import load_reference
+from hai.checkpoint.format import FILES, MANIFEST, load_checkpoint
+from hai.checkpoint.records import load_records, save_json
+from hai.checkpoint.remote import Bucket, Mount
+from hai.checkpoint.store import RunFolder
+from hai.checkpoint.transfer import verify_remote
+from hai.errors import CheckpointError, StorageError
+
+URL = "faulty://bucket/runs"
+
+
+class Lines(list[str]):
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+@pytest.fixture(autouse=True)
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Give each test an empty bucket, an empty cache, and a uploader in a hurry."""
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(transfer, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(transfer, "_LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(transfer, "_BASE_LIMIT_S", 0.25)
+    monkeypatch.setattr(owner, "_CALL_LIMIT_S", 0.25)
+    monkeypatch.setattr(upload, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(upload, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(upload, "_POLL_S", 0.05)
+    Storage.reset()
+    yield
+    while built:
+        built.pop().close(limit_s=0.0)
+    Storage.reset()
+
+
+built: list[RunFolder] = []
+
+
+@pytest.fixture
+def lines() -> Lines:
+    return Lines()
+
+
+def build_run(lines: Lines, storage: str = URL, **options) -> RunFolder:
+    built.append(RunFolder(storage, "run", report=lines, **options))
+    return built[-1]
+
+
+def save(run: RunFolder, step: int, best: int | None = None, **options) -> bool:
+    meta = {"best": {"metric": "val/f1", "value": 0.5, "step": best} if best else None}
+    return run.save(
+        {"weight": torch.full((500,), float(step))}, {"m": torch.ones(9)}, meta, step=step, wait=True, **options
+    )
+
+
+def stored(run: str = "bucket/runs/run") -> set[str]:
+    return {name.split("/")[-2] for name in Storage.objects if name.startswith(run) and name.endswith(MANIFEST)}
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
+def test_a_run_on_a_bucket_is_worked_on_in_the_cache_and_arrives_whole(lines, tmp_path):
+    run = build_run(lines)
+    assert run.path.is_relative_to(tmp_path / "cache")
+    assert run.newest_valid() == (None, [])
+    for step in (1, 2, 3):
+        run.append({"step": step})
+        save(run, step, best=1)
+    delivery = run.close()
+    assert delivery.missing == ()
+    assert set(delivery.confirmed) == {"step_00000003", "step_00000002", "step_00000001", "metrics.jsonl", "best.json"}
+    assert stored() == {"step_00000001", "step_00000002", "step_00000003"}
+    for name in stored():
+        for file in [*FILES, MANIFEST]:
+            assert (
+                Storage.objects[f"bucket/runs/run/checkpoints/{name}/{file}"]
+                == (run.checkpoints / name / file).read_bytes()
+            )
+        last = [path for path in Storage.writes if f"/{name}/" in path][-1]
+        assert last.endswith(MANIFEST)
+    assert lines == []
+
+
+def test_a_wiped_machine_resumes_from_the_bucket(lines):
+    run = build_run(lines)
+    for step in (1, 2, 3, 4):
+        run.append({"step": step})
+        save(run, step, best=1, permanent=step == 2)
+    run.close()
+    shutil.rmtree(run.path)
+    again = build_run(lines)
+    found, refusals = again.newest_valid()
+    assert (found.step, refusals) == (4, [])
+    assert torch.equal(found.model["weight"], torch.full((500,), 4.0))
+    assert [record["step"] for record in load_records(again.path / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert again.load_best()[0].step == 1
+    shutil.rmtree(again.checkpoints / "step_00000001")
+    save(again, 5, best=1)
+    assert again.close().missing == ()
+    assert stored() == {"step_00000005", "step_00000004", "step_00000002", "step_00000001"}  # best, permanent too
+    assert again.load(4, found.sha256).step == 4
+
+
+def test_pruned_checkpoints_leave_the_storage_manifest_first(lines):
+    run = build_run(lines, keep=1)
+    for step in (1, 2):
+        save(run, step)
+        wait_for(lambda step=step: stored() == {f"step_0000000{step}"})
+    run.close()
+    assert Storage.deletes[0] == f"bucket/runs/run/checkpoints/step_00000001/{MANIFEST}"
+    assert not [name for name in Storage.objects if "step_00000001" in name]
+
+
+def test_who_only_looks_prunes_nothing(lines):
+    run = build_run(lines, keep=3)
+    for step in (1, 2, 3):
+        save(run, step)
+    run.close()
+    other = build_run(lines, keep=1)
+    other.newest_valid()
+    assert other.close().missing == ()
+    assert len(stored()) == len(other.names()) == 3
+
+
+def test_the_newest_wins_while_the_storage_is_down(lines):
+    run = build_run(lines, keep=1)
+    run.newest_valid()
+    Storage.down = True
+    for step in range(1, 8):
+        assert save(run, step)
+    wait_for(lambda: lines)
+    Storage.down = False
+    wait_for(lambda: stored() == {"step_00000007"})
+    run.close()
+    assert {path.split("/")[-2] for path in Storage.writes if "checkpoints" in path} <= {
+        "step_00000006",
+        "step_00000007",
+    }
+    assert len(lines) == 2
+    assert "the network is down; training goes on" in lines[0]
+    assert lines[1].endswith("works again")
+    assert run.problems == []
+
+
+def test_what_is_not_on_the_storage_at_close_is_listed(lines, monkeypatch):
+    monkeypatch.setattr(upload, "_TROUBLED_S", 0.2)
+    run = build_run(lines)
+    run.newest_valid()
+    save(run, 1)
+    wait_for(lambda: stored())
+    Storage.down = True
+    save(run, 2)
+    run.append({"step": 2})
+    delivery = run.close()
+    assert delivery.confirmed == ("step_00000001",)
+    assert set(delivery.missing) == {"step_00000002", "metrics.jsonl"}
+    assert "not on faulty://bucket/runs/run: step_00000002, metrics.jsonl; kept in" in lines[-1]
+    Storage.down = False
+    again = build_run(lines)
+    assert again.newest_valid()[0].step == 2
+    assert again.close().missing == ()
+    assert stored() == {"step_00000001", "step_00000002"}
+
+
+def test_a_hanging_storage_does_not_hold_the_process(lines, monkeypatch):
+    run = build_run(lines)
+    run.newest_valid()
+    release = threading.Event()
+    monkeypatch.setattr(Storage, "put_file", lambda self, source, target: release.wait(30))
+    monkeypatch.setattr(upload, "_TROUBLED_S", 0.2)
+    save(run, 1)
+    start = time.monotonic()
+    assert run.close().missing == ("step_00000001",)
+    assert time.monotonic() - start < 20
+    release.set()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_thirty_percent_of_the_calls_go_wrong(lines, seed, monkeypatch):
+    """Fail, hang, half-write, write wrong bytes: training never notices, and what is confirmed is whole."""
+    run = build_run(lines)
+    run.newest_valid()
+    Storage.reset(rate=0.3, seed=seed)
+    monkeypatch.setattr(Storage, "hang_s", 0.12)
+    monkeypatch.setattr(transfer, "_BASE_LIMIT_S", 0.06)
+    for step in range(1, 16):
+        assert save(run, step, best=max(1, step // 5 * 5))
+        run.append({"step": step, "train/loss": 1 / step})
+        time.sleep(0.02)
+    delivery = run.close(wait=True)
+    assert set(Storage.faults) == {"fail", "hang", "half", "half then fail", "wrong"}
+    assert run.problems == []
+    assert set(delivery.confirmed) | set(delivery.missing) >= {*run.names(), "metrics.jsonl", "best.json"}
+    assert delivery.missing == ()
+    Storage.rate = 0.0
+    bucket = Bucket(f"{URL}/run")
+    for name in run.names():
+        assert verify_remote(bucket, name) == load_checkpoint(run.checkpoints / name).sha256
+    for name in ("metrics.jsonl", "best.json"):
+        assert bucket.read(name) == (run.path / name).read_bytes()
+    assert set(run.names()) == {"step_00000015", "step_00000014"}
+    shutil.rmtree(run.path)
+    assert build_run(lines).newest_valid()[0].step == 15
+
+
+def test_damage_on_the_storage_is_refused_deleted_and_named(lines):
+    run = build_run(lines)
+    for step in (1, 2):
+        save(run, step)
+    run.close()
+    shutil.rmtree(run.path)
+    path = "bucket/runs/run/checkpoints/step_00000002/model.safetensors"
+    Storage.objects[path] = Storage.objects[path][:-1] + b"x"
+    again = build_run(lines)
+    found, refusals = again.newest_valid()
+    assert found.step == 1
+    assert [refusal.name for refusal in refusals] == ["step_00000002"]
+    assert "faulty://bucket/runs/run/checkpoints/step_00000002/model.safetensors: sha256" in refusals[0].reason
+    assert stored() == {"step_00000001"}
+    again.close()
+
+
+def test_a_damaged_copy_on_the_storage_is_replaced_by_the_local_one(lines):
+    run = build_run(lines)
+    save(run, 1)
+    run.close()
+    Storage.objects[f"bucket/runs/run/checkpoints/step_00000001/{MANIFEST}"] += b" "
+    again = build_run(lines)
+    again.newest_valid()
+    assert again.close().missing == ()
+    verify_remote(Bucket(f"{URL}/run"), "step_00000001")
+
+
+def test_another_valid_checkpoint_of_the_same_step_is_left_alone(lines):
+    run = build_run(lines)
+    save(run, 1)
+    run.close()
+    before = dict(Storage.objects)
+    shutil.rmtree(run.path)
+    other = build_run(lines)
+    other._begin()
+    other.save({"weight": torch.zeros(3)}, {}, {}, step=1, wait=True)
+    delivery = other.close()
+    assert "step_00000001" in delivery.missing
+    assert any("holds another checkpoint of this step" in line for line in lines)
+    assert {k: v for k, v in Storage.objects.items() if "checkpoints" in k} == {
+        k: v for k, v in before.items() if "checkpoints" in k
+    }
+
+
+def test_a_local_copy_that_rots_before_it_is_sent_is_not_called_saved(lines, monkeypatch):
+    run = build_run(lines)
+    run.newest_valid()
+    Storage.down = True
+    save(run, 1)
+    path = run.checkpoints / "step_00000001" / "state.safetensors"
+    path.write_bytes(b"x" * path.stat().st_size)
+    Storage.down = False
+    delivery = run.close()
+    assert "step_00000001" in delivery.missing
+    assert any("step_00000001 is not uploaded" in line and "state.safetensors" in line for line in lines)
+    assert stored() == set()
+
+
+def test_an_unreachable_storage_with_nothing_here_does_not_start_from_scratch(lines):
+    run = build_run(lines)
+    Storage.down = True
+    with pytest.raises(StorageError, match="whether the run has a checkpoint is not known"):
+        run.newest_valid()
+    with pytest.raises(StorageError, match="network is down"):
+        build_run(lines)
+
+
+def test_an_attempt_that_was_replaced_stops_uploading(lines):
+    run = build_run(lines, attempt="mine")
+    Bucket(f"{URL}/run").write("owner.json", b'{"attempt": "mine"}')
+    save(run, 1)
+    wait_for(lambda: stored())
+    Bucket(f"{URL}/run").write("owner.json", b'{"attempt": "other"}')
+    assert not save(run, 2)
+    run.append({"step": 2})
+    delivery = run.close()
+    assert stored() == {"step_00000001"}
+    assert delivery.missing == ("metrics.jsonl",)
+
+
+def test_references_by_url(lines, tmp_path):
+    run = build_run(lines)
+    run._begin()
+    (run.path / "run.yaml").write_text("task: detector\n", encoding="utf-8")
+    for step in (1, 2, 3):
+        save(run, step, best=2)
+    run.close()
+    shutil.rmtree(tmp_path / "cache")
+    for reference, step in ((f"{URL}/run", 2), (f"{URL}/run/checkpoints/step_00000003/", 3)):
+        checkpoint, config, refusals = load_reference(reference, report=lines)
+        assert (checkpoint.step, refusals) == (step, [])
+        assert config.read_text(encoding="utf-8") == "task: detector\n"
+    for name in list(Storage.objects):
+        if "step_00000003/model" in name:
+            Storage.objects[name] = b"x"
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(CheckpointError, match=r"step_00000003/model\.safetensors"):
+        load_reference(f"{URL}/run/checkpoints/step_00000003", report=lines)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        load_reference(f"{URL}/nothing", report=lines)
+    assert any("step_00000003/model" in name for name in Storage.objects)  # reading deletes nothing
+
+
+@pytest.fixture
+def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder count as a mounted drive."""
+    drive = tmp_path / "My Drive"
+    monkeypatch.setattr(remote, "is_mount", lambda folder: folder.is_relative_to(drive))
+    return drive
+
+
+def test_a_run_on_a_mounted_drive(lines, drive):
+    run = build_run(lines, str(drive))
+    assert isinstance(run.location.remote, Mount)
+    for step in (1, 2, 3):
+        save(run, step, best=3)
+        run.append({"step": step})
+    assert run.close().missing == ()
+    assert sorted(os.listdir(drive / "run" / "checkpoints")) == ["step_00000002", "step_00000003"]
+    assert sorted(os.listdir(drive / "run")) == ["best.json", "checkpoints", "metrics.jsonl"]
+    assert load_reference(str(drive / "run"), report=lines)[0].step == 3
+
+
+def test_a_drive_that_lost_its_last_writes(lines, drive):
+    run = build_run(lines, str(drive))
+    for step in (1, 2):
+        save(run, step)
+    run.close()
+    shutil.rmtree(run.path)
+    (drive / "run" / "checkpoints" / "step_00000002" / "state.safetensors").unlink()
+    again = build_run(lines, str(drive))
+    found, refusals = again.newest_valid()
+    assert (found.step, [refusal.name for refusal in refusals]) == (1, ["step_00000002"])
+    assert os.listdir(drive / "run" / "checkpoints" / "refused") == ["step_00000002"]
+    again.close()
+
+
+def test_small_files_of_the_machine_that_went_further_win(lines):
+    first = build_run(lines)
+    first.append({"step": 1})
+    save_json(first.path / "summary.json", {"by": "first"})
+    first.close()
+    kept = first.path.with_name("kept")
+    shutil.move(first.path, kept)
+    second = build_run(lines)
+    second.append({"step": 2})
+    save_json(second.path / "summary.json", {"by": "second"})
+    second.close()
+    shutil.rmtree(second.path)
+    shutil.move(kept, first.path)
+    third = build_run(lines)
+    third.append({"step": 3})
+    assert [record["step"] for record in load_records(third.path / "metrics.jsonl")] == [1, 2, 3]
+    third.close()

@@ -1,0 +1,140 @@
+import io
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hai.data.archives import is_archive, unpack
+from hai.errors import DataError, StorageError
+
+
+def zipped(path, members, **options):
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return path
+
+
+def tarred(path, members, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for member, data in members:
+            info = tarfile.TarInfo(member) if isinstance(member, str) else member
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def leftovers(folder):
+    return [path.name for path in folder.iterdir() if ".part" in path.name]
+
+
+FILES = [("real/a.jpg", b"aaa"), ("fake/한글 b.jpg", b"b" * 3000), ("labels.csv", b"")]
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.xz", "a.TAR.BZ2"])
+def test_everything_is_unpacked(tmp_path, name):
+    assert is_archive(name)
+    seen = []
+    if name.endswith(".zip"):
+        zipped(tmp_path / name, FILES)
+    else:
+        mode = {"tar": "w", "gz": "w:gz", "tgz": "w:gz", "xz": "w:xz", "bz2": "w:bz2"}[name.lower().split(".")[-1]]
+        tarred(tmp_path / name, FILES, mode)
+    to = unpack(tmp_path / name, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    assert tree(to) == dict(FILES)
+    assert seen[-1] == (3003, 3003)
+    assert unpack(tmp_path / "gone.zip", to) == to
+
+
+def test_every_bad_member_is_listed_and_nothing_is_written(tmp_path):
+    link = zipfile.ZipInfo("link.jpg")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    bad = [("/abs.jpg", b""), ("../up.jpg", b""), ("a/../../up.jpg", b""), ("C:\\win.jpg", b""), ("..\\up.jpg", b"")]
+    bad += [(link, b"/etc/passwd"), ("x" * 300, b""), ("tab\t.jpg", b""), ("ok.jpg/inner", b"")]
+    path = zipped(tmp_path / "a.zip", [("ok.jpg", b"1"), *bad])
+    with pytest.raises(DataError) as caught:
+        unpack(path, tmp_path / "inside" / "out")
+    assert len(str(caught.value).split("\n")) == len(bad)
+    for words in ("absolute", "'..'", "link", "too long", "unprintable", "a file and a folder"):
+        assert words in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["a.zip"]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_tars_are_refused(tmp_path, kind):
+    member = tarfile.TarInfo("bad")
+    member.type, member.linkname = kind, "/etc/passwd"
+    path = tarred(tmp_path / "a.tar", [("ok.jpg", b"1"), (member, b"")])
+    with pytest.raises(DataError, match=r"'bad' is a (link|device)"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_occur_twice_are_refused(tmp_path):
+    path = tarred(tmp_path / "a.tar", [("a.jpg", b"1"), ("./a.jpg", b"2")])
+    with pytest.raises(DataError, match="occurs twice"):
+        unpack(path, tmp_path / "out")
+
+
+def test_limits(tmp_path):
+    path = zipped(tmp_path / "a.zip", [(f"{i}.jpg", os.urandom(100)) for i in range(20)])
+    with pytest.raises(DataError, match="more than 19 members"):
+        unpack(path, tmp_path / "out", max_files=19)
+    with pytest.raises(DataError, match="more than 1999 bytes"):
+        unpack(path, tmp_path / "out", max_bytes=1999)
+    assert len(tree(unpack(path, tmp_path / "out", max_files=20, max_bytes=2000))) == 20
+    bomb = zipped(tmp_path / "b.zip", [("a.bmp", bytes(10_000_000))], compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(DataError, match="decompression bomb"):
+        unpack(bomb, tmp_path / "bomb")
+    bomb = tarred(tmp_path / "b.tar.gz", [("a.bmp", bytes(10_000_000))], "w:gz")
+    with pytest.raises(DataError, match="decompression bomb"):
+        unpack(bomb, tmp_path / "bomb")
+
+
+def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "a.zip", FILES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(StorageError, match=r"needs 3003 bytes, 1000 are free"):
+        unpack(path, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["a.zip"]
+
+
+@given(cut=st.integers(1, 2000), seed=st.integers(0, 255))
+def test_damaged_archives_give_a_reason_and_leave_nothing(tmp_path_factory, cut, seed):
+    folder = tmp_path_factory.mktemp("damaged")
+    refused = []
+    tars = [tarred(folder / f"a.tar.{mode}", FILES, f"w:{mode}") for mode in ("gz", "bz2", "xz")]
+    for path in [zipped(folder / "a.zip", FILES), *tars]:
+        data = bytearray(path.read_bytes())
+        data[cut % len(data)] = seed
+        path.write_bytes(data[: len(data) - cut % 7])
+        try:
+            unpack(path, folder / f"{path.name}.out")
+        except (DataError, StorageError):
+            refused.append(path.name)
+    assert not any((folder / f"{name}.out").exists() for name in refused)
+    assert leftovers(folder) == []
+
+
+def test_encrypted_and_truncated_zips(tmp_path):
+    path = zipped(tmp_path / "a.zip", FILES)
+    data = bytearray(path.read_bytes())
+    for signature, at in ((b"PK\1\2", 8), (b"PK\3\4", 6)):
+        data[data.index(signature) + at] |= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="is encrypted"):
+        unpack(path, tmp_path / "out")
+    path.write_bytes(bytes(data[:-30]))
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        unpack(path, tmp_path / "out")
+    with pytest.raises(DataError, match="cannot be read"):
+        unpack(tmp_path / "gone.zip", tmp_path / "out")

@@ -1,0 +1,40 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hai.errors import StorageError
+from hai.paths import cache_folder, locked
+
+
+def test_cache_folder(monkeypatch):
+    monkeypatch.setenv("HAI_CACHE", "~/elsewhere")
+    assert cache_folder() == Path.home() / "elsewhere"
+    monkeypatch.setenv("HAI_CACHE", "")
+    assert cache_folder() == Path.home() / ".cache" / "hai"
+
+
+def test_a_lock_keeps_other_processes_out_until_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path))
+    code = (
+        "from hai.paths import locked\nprint('waiting', flush=True)\nwith locked('job'):\n    print('in', flush=True)\n"
+    )
+    with locked("job"), locked("another job"):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+    assert process.communicate()[0] == "in\n"
+    assert process.returncode == 0
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "file" / "cache"))
+    with (
+        pytest.raises(StorageError, match=r"HAI_CACHE: .* cannot be written .*; name a writable folder"),
+        locked("job"),
+    ):
+        pass

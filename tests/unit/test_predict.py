@@ -1,0 +1,260 @@
+import csv
+import shutil
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from trained_run import image_bytes, save_image, save_run
+
+from hai.errors import CheckpointError, ConfigError, DataError
+from hai.predict import find_files, run_prediction
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("runs"), threshold=0.505, temperature=0.25)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 images, more than a batch."""
+    root = tmp_path_factory.mktemp("images")
+    for key in range(40):
+        save_image(root / f"frame{key}.png", key, size=(30 + key, 50))
+    return root
+
+
+def table(path: Path, encoding: str = "utf-8") -> list[dict[str, str]]:
+    with open(path, encoding=encoding, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def predict(run: Path, source: Path, tmp_path: Path, **options: object) -> list[dict[str, str]]:
+    output = tmp_path / "out.csv"
+    assert run_prediction([str(run)], [str(source)], str(output), **options) == 0  # type: ignore[arg-type]
+    return table(output)
+
+
+def test_one_row_per_file_in_natural_order(run: Path, folder: Path, tmp_path: Path) -> None:
+    rows = predict(run, folder, tmp_path)
+    assert [row["filename"] for row in rows] == [f"frame{key}.png" for key in range(40)]
+    assert list(rows[0]) == ["filename", "probability_fake", "prediction", "num_frames", "num_faces", "error"]
+    for row in rows:
+        assert row["prediction"] == ("fake" if float(row["probability_fake"]) >= 0.505 else "real")
+        assert (row["num_frames"], row["num_faces"], row["error"]) == ("1", "0", "")
+    assert {row["prediction"] for row in rows} == {"real", "fake"}
+
+
+def test_a_file_has_the_same_score_alone_and_in_a_batch(run: Path, folder: Path, tmp_path: Path) -> None:
+    together = {row["filename"]: float(row["probability_fake"]) for row in predict(run, folder, tmp_path)}
+    assert len(set(together.values())) > 30
+    for name in ("frame0.png", "frame17.png", "frame39.png"):
+        (alone,) = predict(run, folder / name, tmp_path)
+        assert alone["filename"] == name
+        assert float(alone["probability_fake"]) == pytest.approx(together[name], abs=1e-6)
+
+
+def test_score_is_the_calibrated_probability_of_the_model(run: Path, folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    from hai.config import load_config
+    from hai.data.augment import normalise
+    from hai.data.images import decode_image, fit_image
+    from hai.models import build_model
+
+    config = load_config(run / "run.yaml")
+    model = build_model(config.model, 32, config.seed).eval()
+    image = fit_image(decode_image((folder / "frame7.png").read_bytes()), 32, "resize")
+    with torch.no_grad():
+        logit = model(normalise(torch.from_numpy(image).permute(2, 0, 1)[None]))[0]
+    expected = torch.sigmoid((logit[1] - logit[0]) / 0.25).item()
+    (row,) = predict(run, folder / "frame7.png", tmp_path)
+    assert float(row["probability_fake"]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_unusable_files_are_listed_and_change_no_other_score(run: Path, folder: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    (mixed / "a.jpg").write_bytes(b"")
+    (mixed / "frame5.png").write_bytes(b"no image")
+    (mixed / "clip.MP4").write_bytes(b"video")
+    (mixed / "notes.txt").write_text("not an image", encoding="utf-8")
+    before = {row["filename"]: row for row in predict(run, folder, tmp_path)}
+    capsys.readouterr()
+    after = {row["filename"]: row for row in predict(run, mixed, tmp_path)}
+    assert set(after) == set(before) | {"a.jpg", "clip.MP4"}
+    errors = {name: row["error"] for name, row in after.items() if row["error"]}
+    assert set(errors) == {"a.jpg", "clip.MP4", "frame5.png"}
+    assert errors["a.jpg"] == "the file is empty"
+    assert errors["clip.MP4"].startswith("video needs")
+    for name, row in after.items():
+        if row["error"]:
+            assert (row["probability_fake"], row["prediction"], row["num_frames"]) == ("", "", "0")
+        else:
+            assert float(row["probability_fake"]) == pytest.approx(float(before[name]["probability_fake"]), abs=1e-6)
+    told = capsys.readouterr()
+    assert told.out.count("\n") == 1
+    assert told.out.startswith("42 files: ")
+    assert "3 unusable" in told.out
+    assert "unusable: a.jpg: the file is empty" in told.err
+
+
+def test_every_odd_file_is_scored_or_named(run: Path, real_data: Path, tmp_path: Path) -> None:
+    rows = predict(run, real_data / "odd_inputs" / "files", tmp_path)
+    files = [path.name for path in (real_data / "odd_inputs" / "files").iterdir() if path.suffix != ".rst"]
+    assert sorted(row["filename"] for row in rows) == sorted(files)
+    for row in rows:
+        assert bool(row["error"]) != bool(row["probability_fake"])
+    assert sum(not row["error"] for row in rows) > 30
+
+
+def test_zip_is_unpacked_and_removed(run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("frame10.png", "frame9.png"):
+            file.write(folder / name, f"set/{name}")
+        file.writestr("__MACOSX/set/._frame9.png", b"resource fork")
+    rows = predict(run, archive, tmp_path)
+    assert [row["filename"] for row in rows] == ["set/frame9.png", "set/frame10.png"]
+    direct = {row["filename"]: row["probability_fake"] for row in predict(run, folder, tmp_path)}
+    assert rows[0]["probability_fake"] == direct["frame9.png"]
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".png"] == []
+
+
+def test_zip_that_leaves_its_folder_is_refused(run: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "evil.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("../evil.png", image_bytes(1))
+    with pytest.raises(DataError, match=r"leaves the folder"):
+        predict(run, archive, tmp_path)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_contest_tables(run: Path, folder: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    (mixed / "broken.jpg").write_bytes(b"x")
+    full = {row["filename"]: row for row in predict(run, mixed, tmp_path)}
+    output = tmp_path / "out.csv"
+
+    predict(run, mixed, tmp_path, format="dacon")
+    assert output.read_bytes().startswith(b"\xef\xbb\xbffilename,prob\n")
+    rows = table(output, "utf-8-sig")
+    assert {row["filename"] for row in rows} == set(full)
+    for row in rows:
+        assert row["prob"] == (full[row["filename"]]["probability_fake"] or "0.5")
+
+    rows = predict(run, mixed, tmp_path, format="aifactory")
+    assert list(rows[0]) == ["filename", "label"]
+    assert {row["label"] for row in rows} == {"0", "1"}
+    for row in rows:
+        if row["filename"] != "broken.jpg":
+            assert row["label"] == str(int(full[row["filename"]]["prediction"] == "fake"))
+    assert "unusable files have label" in capsys.readouterr().err
+
+
+def test_logits_of_several_checkpoints_are_averaged(folder: Path, run: Path, tmp_path: Path) -> None:
+    other = save_run(tmp_path / "runs", "other", seed=9, overrides=("data.image_size=40",), threshold=0.4)
+    output = tmp_path / "out.csv"
+    one, two = predict(run, folder, tmp_path), predict(other, folder, tmp_path)
+    assert run_prediction([str(run), str(other)], [str(folder)], str(output)) == 0
+
+    def logit(text: str) -> float:
+        return float(np.log(float(text)) - np.log1p(-float(text)))
+
+    threshold = 1 / (1 + np.exp(-(logit("0.505") + logit("0.4")) / 2))
+    for a, b, mean in zip(one, two, table(output), strict=True):
+        expected = (logit(a["probability_fake"]) + logit(b["probability_fake"])) / 2
+        assert logit(mean["probability_fake"]) == pytest.approx(expected, abs=1e-4)
+        assert mean["prediction"] == ("fake" if float(mean["probability_fake"]) >= threshold else "real")
+
+
+def test_time_limit_leaves_a_whole_table(run: Path, folder: Path, tmp_path: Path) -> None:
+    rows = predict(run, folder, tmp_path, time_limit="0.000001s")
+    assert len(rows) == 40
+    assert rows[-1]["error"] == "not reached within --time-limit = 0.000001s"
+
+
+def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_prediction(
+            [str(run), str(run)],
+            [str(tmp_path / "absent"), str(tmp_path / "gone")],
+            str(tmp_path),
+            format="dacon",
+            faces="always",
+            time_limit="soon",
+        )
+    lines = str(caught.value).split("\n")
+    starts = ["--faces = always", "--checkpoint is given 2 times", f"--input = {tmp_path / 'absent'}; no such"]
+    starts += [f"--input = {tmp_path / 'gone'}; no such", "--time-limit = soon", f"--output = {tmp_path}; is a folder"]
+    assert len(lines) == len(starts)
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(start), line
+
+
+def test_output_that_cannot_be_written(run: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--output = .*; the folder cannot be written"):
+        run_prediction([str(run)], [str(folder)], str(tmp_path / "file" / "out.csv"))
+
+
+def test_empty_folder_and_absent_checkpoint(run: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image or video in it"):
+        predict(run, tmp_path / "empty", tmp_path)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        predict(tmp_path / "absent", folder, tmp_path)
+    with pytest.raises(CheckpointError):
+        predict(folder, folder, tmp_path)
+
+
+def test_a_failure_leaves_the_old_table(run: Path, folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.csv"
+    output.write_text("old", encoding="utf-8")
+    with pytest.raises(CheckpointError):
+        run_prediction([str(tmp_path / "absent")], [str(folder)], str(output))
+    assert output.read_text(encoding="utf-8") == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_same_name_in_two_inputs(run: Path, folder: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    image = str(folder / "frame1.png")
+    output = tmp_path / "out.csv"
+    assert run_prediction([str(run)], [image, image], str(output)) == 0
+    assert len(table(output)) == 2
+    assert "name that occurs in more than one input: frame1.png" in capsys.readouterr().err
+    with pytest.raises(DataError, match="needs one row per name"):
+        run_prediction([str(run)], [image, image], str(output), format="aifactory")
+
+
+def test_natural_order_and_hidden_files(tmp_path: Path) -> None:
+    names = ["a/2.png", "a/10.png", "B/1.jpg", "b2.jpg", "b10.jpg", "1/x.png", "10/x.png", "2/x.png", "c.MOV"]
+    for name in [*names, ".hidden.png", ".git/x.png", "__MACOSX/x.png", "x.txt"]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    with ExitStack() as stack:
+        found = [name for name, _ in find_files(str(tmp_path), stack)]
+    assert found == ["1/x.png", "2/x.png", "10/x.png", "a/2.png", "a/10.png", "B/1.jpg", "b2.jpg", "b10.jpg", "c.MOV"]
+
+
+def test_file_names_that_are_not_utf8(run: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "in"
+    odd.mkdir()
+    (odd / "\udce9t\udce9.png").write_bytes(image_bytes(1))
+    (odd / "사진,1.png").write_bytes(image_bytes(2))
+    rows = predict(run, odd, tmp_path)
+    assert {row["filename"] for row in rows} == {"\\udce9t\\udce9.png", "사진,1.png"}
+    assert all(not row["error"] for row in rows)
+
+
+def test_crop_and_wide_images(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "runs", overrides=("data.geometry=crop",))
+    save_image(tmp_path / "in" / "wide.png", 1, size=(400, 3))
+    save_image(tmp_path / "in" / "dot.png", 1, size=(1, 1))
+    rows = predict(run, tmp_path / "in", tmp_path)
+    assert [row["prediction"] in ("real", "fake") for row in rows] == [True, True]
