@@ -4,10 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# One kind of Ray everywhere: a cluster of this machine's own, without tokens, even where the shell names another.
-unexport RAY_ADDRESS
-export RAY_AUTH_MODE := disabled
 export UV_PYTHON_DOWNLOADS := never
+
+# Here always a Ray of this machine's own, even where the shell names a cluster; the tests' one goes without tokens.
+unexport RAY_ADDRESS
+test test-all: export RAY_AUTH_MODE := disabled
 
 .PHONY: setup demo test test-all lint type docs clean help
 

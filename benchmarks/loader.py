@@ -10,7 +10,7 @@ is the median over repeats of the ratio within a repeat, `low` and `high` are it
 - `augmented_wall_ratio`, `augmented_cpu_ratio`: with flip, rotation, colour jitter, JPEG, blur and noise as strong as
   in the recipe, everything on this machine's CPU, ending in normalised float32 on both sides.
 
-Run alone with `python -m benchmarks.loader [--quick]`. The images are the faces of HAI_TEST_DATA, or made if absent.
+Run alone with `python -m benchmarks.loader [--quick]`. The images are made: JPEGs of 224 to 256 px, about 15 KB each.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from hai.data.augment import MEAN, STD
 from hai.data.dataset import ImageDataset
 from hai.data.manifest import build_manifest
 
-SIZE, BATCH = 224, 64
+SIZE, BATCH, NUM_IMAGES = 224, 64, 640
 RECIPE = {
     "flip": 0.5, "rotation_degrees": 10, "brightness": 0.15, "contrast": 0.15, "saturation": 0.15, "hue": 0.05,
     "jpeg_probability": 0.3, "noise_probability": 0.1, "blur_probability": 0.05,
@@ -61,7 +61,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["HAI_CACHE"] = str(Path(scratch) / "cache")
         try:
-            return _measured(_images(Path(scratch)), repeats=3 if quick else 7, passes=1 if quick else 3)
+            return _measured(_images(Path(scratch) / "faces"), repeats=3 if quick else 7, passes=1 if quick else 6)
         finally:
             os.environ.pop("HAI_CACHE")
             if before is not None:
@@ -69,15 +69,14 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 def _measured(folder: Path, *, repeats: int, passes: int) -> list[dict[str, Any]]:
-    num_images = sum(1 for _ in folder.glob("*/*.jpg"))
-    total = passes * num_images // BATCH * BATCH
+    total = passes * NUM_IMAGES
     usual, usual_augmented = (_usual(folder, total, augmented=augmented) for augmented in (False, True))
     for peer in (usual, usual_augmented):
         next(
             iter(peer)
         )  # starts its workers, which stay: before torch has threads here, which a fork would not survive
     cached = _dataset(folder, cache="on")
-    for _ in _batches(cached, num_images // BATCH * BATCH, prepare=False):
+    for _ in _batches(cached, NUM_IMAGES, prepare=False):
         pass  # fills the cache
     contestants: dict[str, Callable[[], Iterator[Any]]] = {
         "usual": lambda: iter(usual),
@@ -178,30 +177,19 @@ def _usual(folder: Path, total: int, *, augmented: bool) -> DataLoader[Any]:
     return DataLoader(images, batch_size=BATCH, sampler=sampler, num_workers=2, persistent_workers=True)
 
 
-def _images(scratch: Path) -> Path:
-    """Return a folder real/ and fake/ of JPEGs: the shared faces, or 1,000 of about 15 KB made on the spot."""
-    shared = Path(os.environ.get("HAI_TEST_DATA", "../shared/data")).resolve() / "faces"
-    faces = scratch / "faces"
-    if shared.is_dir():  # without its CSV, which would divide it
-        faces.mkdir()
-        for name in ("real", "fake"):
-            (faces / name).symlink_to(shared / name)
-        return faces
+def _images(folder: Path) -> Path:
+    """Make real/ and fake/ with JPEGs of 224 to 256 px and about 15 KB: the size of face crops."""
     rng = np.random.default_rng(0)
-    for number in range(1000):
-        path = faces / ("real", "fake")[number % 2] / f"{number:04}.jpg"
+    for number in range(NUM_IMAGES):
+        path = folder / ("real", "fake")[number % 2] / f"{number:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        side = int(rng.integers(224, 257))
-        picture = sum(
-            np.asarray(
-                Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)).resize((side, side), 3),
-                dtype=np.float32,
-            )
-            * share
-            for cells, share in ((4, 0.5), (24, 0.3), (112, 0.2))
-        )
-        Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(path, quality=90)
-    return faces
+        side = int(rng.integers(SIZE, 257))
+        picture = np.zeros((side, side, 3))
+        for cells, share in ((4, 0.6), (24, 0.25), (112, 0.15)):
+            noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
+            picture += share * np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC))
+        Image.fromarray(picture.astype(np.uint8)).save(path, quality=90)
+    return folder
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ HaiError                  one line for the user, exit status 2
 └── NonFiniteError        training produced NaN or Inf
 ```
 
-A message reads *where: what = value; rule; how to mend*. Several problems of one kind are reported together, one a line.
-Anything that is not a `HaiError` is a bug and keeps its traceback.
+A message reads *where: what = value; rule; how to mend*. Several problems of one kind are reported together, one a
+line. Anything that is not a `HaiError` is a bug and keeps its traceback.
 """
 
 __all__ = ["CheckpointError", "ConfigError", "DataError", "HaiError", "NonFiniteError", "StorageError"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -51,10 +52,12 @@ def predict_split(
     parts: list[Arrays] = []
     precision = precision_on(workers.device, mixed_precision)
     with torch.inference_mode(), torch.autocast(workers.device.type, precision, enabled=precision is not None):
-        for batch in dataset.batches(_requests(low, high, batch_size), device=workers.device, training=False):
-            prepared = dataset.prepare(batch, epoch=0, training=False)
-            predictions = {"index": prepared["index"], **task.predict(model, prepared)}
-            parts.append({name: _array(values) for name, values in predictions.items()})
+        requests = _requests(low, high, batch_size)
+        with closing(dataset.batches(requests, device=workers.device, training=False)) as batches:
+            for batch in batches:
+                prepared = dataset.prepare(batch, epoch=0, training=False)
+                predictions = {"index": prepared["index"], **task.predict(model, prepared)}
+                parts.append({name: _array(values) for name, values in predictions.items()})
     own = {name: np.concatenate([part[name] for part in parts])[:keep] for name in parts[0]}
     return workers.gather_arrays(own)
 

@@ -6,9 +6,11 @@ import csv
 import io
 import os
 import re
+import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -23,7 +25,7 @@ from hai.progress import progress_bar
 from hai.provenance import provenance, without_secrets
 from hai.report import ReportData, write_report
 from hai.report.training import data_notes, provenance_facts
-from hai.results import Scores, printable, summarise
+from hai.results import Scores, summarise
 from hai.types import LABELS, SPLITS, Batch, Record
 
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ def run_evaluation(
             "sha256": trained.checkpoint.sha256,
         },
         "data": {
-            "path": printable(data),
+            "path": data,
             "identity": manifest.identity,
             "split": split,
             "num_unreadable": len(manifest.problems),
@@ -171,12 +173,13 @@ class _Counted:
 
     def batches(
         self, requests: Iterable[tuple[int, NDArray[np.int64]]], *, device: torch.device, training: bool
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         done = 0
-        for batch in self._dataset.batches(requests, device=device, training=training):
-            yield batch
-            done += len(batch["index"])
-            self._show(done, len(self))
+        with closing(self._dataset.batches(requests, device=device, training=training)) as batches:
+            for batch in batches:
+                yield batch
+                done += len(batch["index"])
+                self._show(done, len(self))
 
     def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch:
         return self._dataset.prepare(batch, epoch=epoch, training=training)
@@ -219,13 +222,17 @@ def _page(trained: Trained, manifest: Manifest, scores: Scores, record: Record, 
         ],
         summary=record,
         scores=scores,
+        split={"train": "training", "val": "validation"}.get(data["split"], data["split"]),
         threshold_note="It was chosen on the validation split in training and is stored with the checkpoint.",
         history=parse_records(_run_file(trained.run, METRICS)),
         best=trained.checkpoint.meta.get("best"),
         notes=data_notes(manifest),
         commands=[
             ("Evaluate again:", record["command"]),
-            ("Try it on your own images:", f"hai predict --checkpoint {reference} --input FOLDER --output scores.csv"),
+            (
+                "Try it on your own images:",
+                f"hai predict --checkpoint {shlex.quote(reference)} --input FOLDER --output scores.csv",
+            ),
         ],
         versions=record["versions"],
         config=without_secrets(_run_file(trained.run, CONFIG).decode("utf-8", "replace")),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +16,7 @@ from hai.config.schema import RunConfig
 from hai.context import Context
 from hai.distributed import Workers
 from hai.errors import CheckpointError, HaiError
+from hai.models import architecture_of
 from hai.optim import Ema
 from hai.order import Order
 from hai.state import Progress, restore_tensors, state_tensors
@@ -121,18 +120,15 @@ class Journal:
             self._trackers = Trackers(self._config, self._run.path, self._progress.step, say=self._say)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the run's files; after an error, with the status `failed`."""
         if self._run is None:
             return
         if error is not None:
             self._write_summary("failed")
             self._close()
-
-    @staticmethod
-    def nothing() -> nullcontext[None]:
-        """Stand in for a context that is not needed."""
-        return nullcontext()
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -199,7 +195,7 @@ class Journal:
         outcome = self._workers.share(outcome)
         progress.metrics, progress.fitted = outcome["metrics"], outcome["fitted"]
         progress.evaluated_step = progress.step
-        value = float(progress.metrics[metric])
+        value = float(progress.metrics[metric] or 0.0)
         least = self._config.train.early_stopping_min_delta
         improved = progress.best is None or value > progress.best["value"] + least
         if improved:
@@ -220,7 +216,11 @@ class Journal:
 
     def _evaluation_line(self, improved: bool) -> str:
         progress = self._progress
-        numbers = [f"{name} {progress.metrics[name]:.4f}" for name in (self._task.metric, "roc_auc") if progress.metrics.get(name) is not None]
+        numbers = [
+            f"{name} {progress.metrics[name]:.4f}"
+            for name in (self._task.metric, "roc_auc")
+            if progress.metrics.get(name) is not None
+        ]
         loss = self._last.get("train/loss")
         loss_text = f"train loss {loss:.4f}, " if loss is not None else ""
         best = "best so far" if improved else f"best {progress.best['value']:.4f} at step {progress.best['step']}"  # type: ignore[index]
@@ -262,6 +262,7 @@ class Journal:
             "world_size": self._workers.world_size,
             "torch_threads": torch.get_num_threads(),
             "task": self._config.task,
+            "architecture": architecture_of(self._model),
         }
         every = self._config.checkpoint.keep_every_epochs
         permanent = every is not None and progress.step % (every * self._order.steps_per_epoch) == 0

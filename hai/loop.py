@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import functools
+from contextlib import closing, nullcontext
 
 import torch
 
@@ -61,9 +62,9 @@ def train(config: RunConfig, task: Task, context: Context) -> Record:
 
     model = task.build_model().to(device)
     if settings.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     if workers.world_size > 1 and device.type == "cuda" and settings.sync_batch_norm:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     optimizer = build_optimizer(model, config.optim, task.backbone(model), device)
     ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
     progress = journal.restore(datasets, model, optimizer, ema)
@@ -75,7 +76,7 @@ def train(config: RunConfig, task: Task, context: Context) -> Record:
     journal.attach(stepper, progress, order, end)
 
     def evaluate() -> None:
-        with ema.swapped(model) if ema else journal.nothing():
+        with ema.swapped(model) if ema else nullcontext():
             predictions = predict_split(
                 model, task, validation, workers,
                 batch_size=settings.eval_batch_size or max(1, settings.global_batch_size // workers.world_size),
@@ -102,10 +103,8 @@ def train(config: RunConfig, task: Task, context: Context) -> Record:
             if asked == STOP:
                 break
             epoch = order.epoch_of(progress.step)
-            stepper.step(
-                next(batches), step=progress.step, epoch=epoch,
-                prepare=lambda batch, epoch=epoch: training.prepare(batch, epoch=epoch, training=True),
-            )  # fmt: skip
+            prepare = functools.partial(training.prepare, epoch=epoch, training=True)
+            stepper.step(next(batches), step=progress.step, epoch=epoch, prepare=prepare)
             progress.step += 1
             journal.show()
         return journal.finish("interrupted" if asked == STOP else "finished")

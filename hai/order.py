@@ -42,9 +42,7 @@ class Order:
         seed: seed of the run.
     """
 
-    def __init__(
-        self, strata: NDArray[np.int64], shares: NDArray[np.float64], *, batch_size: int, seed: int
-    ) -> None:
+    def __init__(self, strata: NDArray[np.int64], shares: NDArray[np.float64], *, batch_size: int, seed: int) -> None:
         self.batch_size = batch_size
         self.steps_per_epoch = max(1, len(strata) // batch_size)
         self._seed = seed

@@ -15,7 +15,7 @@ from hai.types import LABELS, Arrays, Record
 if TYPE_CHECKING:
     from hai.data.manifest import Manifest
 
-__all__ = ["Scores", "printable", "probability_of", "summarise"]
+__all__ = ["Scores", "probability_of", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Scores:
         rows = [rows[i] for i in order]
         logit = predictions["logit"].astype(np.float64)[order] / temperature
         return cls(
-            path=[printable(manifest.path[i]) for i in rows],
+            path=[manifest.path[i] for i in rows],
             label=predictions["label"][order],
             probability_fake=probability_of(logit),
-            group=[printable(manifest.group[i]) for i in rows],
-            source=[printable(manifest.source[i]) for i in rows],
+            group=[manifest.group[i] for i in rows],
+            source=[manifest.source[i] for i in rows],
             read=lambda row: manifest.read(rows[row]),
         )
 
@@ -66,11 +66,6 @@ class Scores:
     def predictions(self, threshold: float) -> NDArray[np.int64]:
         """Call each image real (0) or fake (1)."""
         return (self.probability_fake >= threshold).astype(np.int64)
-
-
-def printable(name: str) -> str:
-    """Write the bytes of a file name that are no UTF-8 as escapes, so that every file can hold the name."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def probability_of(logit: NDArray[np.float64]) -> NDArray[np.float64]:

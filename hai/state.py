@@ -35,7 +35,7 @@ class Progress:
     evaluated_step: int = 0
     evaluations_without_improvement: int = 0
     best: Record | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
     fitted: Record = field(default_factory=dict)
     sums: list[float] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ def restore_tensors(
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Name the optimizer's tensors after the parameters they belong to."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{_OPTIMIZER}{names[parameter]}.{key}": value
         for parameter, values in optimizer.state.items()

@@ -153,7 +153,7 @@ class Stepper:
                 outputs = self._outputs(self._forward, part, step, number)
                 gathered, rows = self._gather(part, outputs, counts)
                 loss = self._task.loss(gathered, rows, epoch=epoch) * (sum(counts) / total)
-                self.scaler.scale(loss * self._workers.world_size).backward()
+                self.scaler.scale(loss * self._workers.world_size).backward()  # type: ignore[no-untyped-call]
             self._count(loss, outputs, part)
 
     def _backward_cached(self, batch: Batch, step: int, epoch: int, prepare: Callable[[Batch], Batch]) -> None:
@@ -168,15 +168,15 @@ class Stepper:
         (gradient,) = torch.autograd.grad(loss, own)
         self._count(loss, own.detach(), batch)
         with statistics_kept(self._bare):
-            for number, share in zip(numbers, gradient.split([len(part) for part in first]), strict=True):
+            for number, share in zip(numbers, torch.split(gradient, [len(part) for part in first]), strict=True):
                 with self._synchronised(number):
                     outputs = self._outputs(self._forward, prepare(parts[number]), step, number)
-                    self.scaler.scale((outputs * share).sum() * world).backward()
+                    self.scaler.scale((outputs * share).sum() * world).backward()  # type: ignore[no-untyped-call]
 
     def _synchronised(self, number: int) -> contextlib.AbstractContextManager[Any]:
         """Let gradients travel between workers with the last micro-batch only."""
         if isinstance(self._forward, DistributedDataParallel) and number < self.num_micro_batches - 1:
-            return self._forward.no_sync()  # type: ignore[no-any-return]
+            return self._forward.no_sync()
         return contextlib.nullcontext()
 
     def _update(self, step: int) -> None:
@@ -202,7 +202,9 @@ class Stepper:
         with torch.no_grad():
             size = self._config.train.global_batch_size
             statistics = self._task.statistics(outputs, batch)
-            head = torch.stack([loss.detach().double() * size / self._workers.world_size, loss.new_full((), len(outputs)).double()])
+            head = torch.stack(
+                [loss.detach().double() * size / self._workers.world_size, loss.new_full((), len(outputs)).double()]
+            )
             sums = torch.cat([head, statistics.double()])
             self._sums = sums if self._sums is None else self._sums + sums
 
@@ -228,11 +230,11 @@ class Stepper:
         train_mode(self._bare, self._frozen or set())
 
     def _wrapped(self) -> nn.Module:
-        module = torch.compile(self._bare) if self._config.train.compile else self._bare
+        module: Any = torch.compile(self._bare) if self._config.train.compile else self._bare
         if self._workers.world_size == 1:
-            return module  # type: ignore[return-value]
+            return module  # type: ignore[no-any-return]
         ids = [self._workers.device.index] if self._workers.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)  # type: ignore[arg-type]
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def _non_finite(step: int) -> str:

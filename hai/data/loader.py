@@ -91,7 +91,9 @@ class RingLoader(Generic[JobT]):
         while self._no_more_jobs is None and len(self._ahead) < RING:
             try:
                 job = next(self._jobs)
-            except BaseException as error:  # also the end of the jobs: raised when the batches before it are used up
+            except StopIteration:
+                self._no_more_jobs = StopIteration()
+            except Exception as error:  # raised when the batches before it are used up
                 self._no_more_jobs = error
             else:
                 batch = _Batch(job, self._buffers.take(len(job)))

@@ -7,7 +7,7 @@ that is missing or resampled, the grid of an upsampling network, a blended seam.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,7 @@ def _retouch(image: Floats, noise: Floats, draws: Draws) -> Floats:
     Source: the fast guided filter, with the image as its own guide; He and Sun, arXiv 1505.00996.
     """
     size, small = image.shape[0], image.shape[0] // 5
-    threshold = np.float32(0.05 + 0.05 * draws[0]) ** 2
+    threshold = np.float32(0.1 + 0.1 * draws[0]) ** 2
     channels = []
     for channel in np.moveaxis(image, -1, 0):
         mean = _resize(channel, small)
@@ -78,7 +78,7 @@ def _retouch(image: Floats, noise: Floats, draws: Draws) -> Floats:
         share = variance / (variance + threshold)
         channels.append(_resize(share, size) * channel + _resize((1.0 - share) * mean, size))
     grain = _resize(noise[: size // 2, : size // 2], size) * np.float32(_NOISE * draws[1])
-    return np.stack(channels, axis=-1) + grain[..., None]
+    return np.asarray(np.stack(channels, axis=-1) + grain[..., None], dtype=np.float32)
 
 
 METHODS: Final[dict[str, Callable[[Floats, Floats, Draws], Floats]]] = {
@@ -108,9 +108,9 @@ def _decode(image: Floats, scale: float, sharpness: float, noise: Floats) -> Flo
     return np.stack(channels, axis=-1)
 
 
-def _resize(channel: Floats, size: int) -> Floats:
+def _resize(channel: NDArray[np.floating[Any]], size: int) -> Floats:
     """Resize [H, W] to [size, size], bicubic and antialiased."""
-    picture = Image.fromarray(np.asarray(channel, dtype=np.float32))
+    picture = Image.fromarray(channel.astype(np.float32, copy=False))
     return np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC))
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from hai.errors import ConfigError
 
-__all__ = ["connected", "live_address"]
+__all__ = ["connected", "live_address", "start_local"]
 
 _CHECK_SECONDS = 2.0
+_SILENT: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
@@ -47,20 +48,16 @@ def connected(say: Callable[[str], None]) -> Iterator[Any]:
     Raises:
         ConfigError: RAY_ADDRESS names a cluster that cannot be reached.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    import ray
-
+    ray = _import_ray()
     if ray.is_initialized():  # a notebook or a test session has its own
         yield ray
         return
     named = os.environ.get("RAY_ADDRESS")
     address = named if named and named != "local" else None if named else live_address(say)
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if address:
         say(f"using the Ray cluster at {address}")
         try:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, **_SILENT)
         except Exception as error:
             raise ConfigError(
                 f"RAY_ADDRESS = {address}; the cluster cannot be joined ({str(error).splitlines()[0]}); "
@@ -68,18 +65,34 @@ def connected(say: Callable[[str], None]) -> Iterator[Any]:
             ) from error
     else:
         say("starting Ray on this machine")
-        for tries_left in (2, 1, 0):
-            try:
-                ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-                break
-            except Exception as error:  # Ray waits 30 s for its own processes, which a busy small machine exceeds
-                ray.shutdown()
-                if "timed out during startup" not in str(error) or not tries_left:
-                    raise
-                say("Ray did not start within its 30 s; trying again")
-        with contextlib.suppress(OSError):  # Ray creates its token readable by everyone
-            (Path.home() / ".ray" / "auth_token").chmod(0o600)
+        start_local(say)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None:
+    """Start a cluster of this machine's own and connect to it; it ends with this process or `ray.shutdown`."""
+    ray = _import_ray()
+    for tries_left in (2, 1, 0):
+        try:
+            ray.init(
+                address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **_SILENT
+            )
+            break
+        except Exception as error:  # Ray waits 30 s for its own processes, which a busy small machine exceeds
+            ray.shutdown()
+            if "timed out during startup" not in str(error) or not tries_left:
+                raise
+            say("Ray did not start within its 30 s; trying again")
+    with contextlib.suppress(OSError):  # Ray creates its token readable by everyone
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+
+
+def _import_ray() -> Any:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    return ray

@@ -26,6 +26,7 @@ __all__ = ["train_on_ray"]
 
 _POLL_SECONDS = 0.25
 _GRACE_SECONDS = 15.0
+_RESIZE_SECONDS = 30.0  # how often an elastic group looks for room to grow
 _FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA")
 
 
@@ -217,6 +218,6 @@ def _scaling(scale: ScaleConfig, resources: dict[str, float]) -> Any:
             "ask for fewer workers or lower scale.cpus_per_worker"
         )
     each = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
-    return ray.train.ScalingConfig(
-        num_workers=workers, use_gpu=use_gpu, resources_per_worker=each, elastic_resize_monitor_interval_s=30.0
-    )
+    settings: dict[str, Any] = {"num_workers": workers, "use_gpu": use_gpu, "resources_per_worker": each}
+    settings["elastic_resize_monitor_interval_s"] = _RESIZE_SECONDS
+    return ray.train.ScalingConfig(**settings)

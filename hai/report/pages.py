@@ -16,7 +16,7 @@ from hai.checkpoint.records import save_text
 from hai.errors import DataError
 from hai.metrics import pr_curve, reliability_curve, roc_curve
 from hai.report.plots import curve_plot, reliability_plot, score_plot, training_plot
-from hai.results import Scores, printable
+from hai.results import Scores
 from hai.types import LABELS, Record
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class ReportData:
         summary: result of `hai.results.summarise`, or None.
         scores: what the summary was made of.
         headline: metric in large digits.
+        split: what the scores were measured on.
         threshold_note: how the threshold was chosen, a sentence.
         history: records of metrics.jsonl.
         best: {metric, value, step, checkpoint} of the best checkpoint.
@@ -77,6 +78,7 @@ class ReportData:
     summary: Record | None = None
     scores: Scores | None = None
     headline: str = "f1_macro"
+    split: str = ""
     threshold_note: str = ""
     history: list[Record] = field(default_factory=list)
     best: Record | None = None
@@ -89,7 +91,7 @@ class ReportData:
 
 def write_report(path: Path, run: ReportData) -> None:
     """Write the page of a run, whole or not at all."""
-    save_text(path, printable(build_report(run)))
+    save_text(path, build_report(run))
 
 
 def build_report(run: ReportData) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,10 +59,11 @@ def write_training_report(
         threshold = best_threshold(scores.label, scores.probability_fake)
         run = dataclasses.replace(
             run,
+            split="validation",
             scores=scores,
             summary=summarise(scores, threshold, seed),
             threshold_note="It was chosen on these same validation images for the best macro-F1 and is stored with the "
-            "checkpoint, so numbers that depend on it flatter a little; `hai evaluate` on a test split does not.",
+            "checkpoint, so numbers that depend on it flatter a little; an evaluation on a test split does not.",
         )
     path = run_folder / REPORT
     write_report(path, run)
@@ -106,11 +108,9 @@ def data_notes(manifest: Manifest | None) -> list[str]:
 
 def _commands(run_folder: Path, summary: Record) -> list[tuple[str, str]]:
     commands = [("Train again:", summary["command"])] if summary.get("command") else []
+    run = shlex.quote(str(run_folder.relative_to(Path.cwd()) if run_folder.is_relative_to(Path.cwd()) else run_folder))
     return [
         *commands,
-        (
-            "Measure it on new images:",
-            f"hai evaluate --checkpoint {run_folder.name} --data FOLDER_OR_CSV",
-        ),
-        ("Try it on your own:", f"hai predict --checkpoint {run_folder.name} --input FOLDER --output predictions.csv"),
+        ("Measure it on new images:", f"hai evaluate --checkpoint {run} --data FOLDER_OR_CSV"),
+        ("Try it on your own:", f"hai predict --checkpoint {run} --input FOLDER --output predictions.csv"),
     ]

@@ -14,10 +14,22 @@ from torch import Tensor, nn
 from hai.config.schema import RunConfig
 from hai.types import Arrays, Batch, Record
 
-__all__ = ["Dataset", "Datasets", "Progress", "Task"]
+__all__ = ["Batches", "Dataset", "Datasets", "Progress", "Task"]
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while something takes long."""
+
+
+class Batches(Protocol):
+    """An iterator of loaded batches that can be closed before its end, which ends its threads."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def close(self) -> object:
+        """Stop reading ahead."""
+        ...
 
 
 class Dataset(Protocol):
@@ -31,7 +43,7 @@ class Dataset(Protocol):
 
     def batches(
         self, requests: Iterable[tuple[int, NDArray[np.int64]]], *, device: torch.device, training: bool
-    ) -> Iterator[Batch]:
+    ) -> Batches:
         """Yield one batch per request (epoch, positions), in order, reading ahead lazily."""
         ...
 
@@ -107,6 +119,6 @@ class Task(Protocol):
         """Fit what is stored with a checkpoint, such as a threshold, on the validation split."""
         ...
 
-    def metrics(self, predictions: Arrays) -> dict[str, float]:
-        """Compute the metrics of a whole split, each example exactly once."""
+    def metrics(self, predictions: Arrays) -> dict[str, float | None]:
+        """Compute the metrics of a whole split, each example exactly once; None where one is not defined."""
         ...

@@ -27,6 +27,7 @@ class DetectorTask:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._loss: DetectorLoss | None = None
+        self._groups: list[str] = []
 
     def build_datasets(self, *, progress: Progress | None = None) -> Datasets:
         """Read the sources into one manifest and cut it by split; raises DataError."""
@@ -34,6 +35,7 @@ class DetectorTask:
         splits = {
             split: ImageDataset(manifest, self._config, split) for split in SPLITS if len(manifest.indices(split))
         }
+        self._groups = manifest.group
         counts = np.bincount(splits["train"].labels, minlength=len(LABELS))
         self._loss = DetectorLoss(self._config.loss, [int(count) for count in counts])
         notes = (*manifest.warnings, *(f"{problem.path}: {problem.reason}" for problem in manifest.problems))
@@ -84,6 +86,7 @@ class DetectorTask:
         """Choose the threshold on P(fake) that has the best macro-F1."""
         return {"threshold": best_threshold(predictions["label"], predictions["probability_fake"]), "temperature": 1.0}
 
-    def metrics(self, predictions: Arrays) -> dict[str, float]:
-        """Compute the metrics at the threshold 0.5."""
-        return point_metrics(predictions["label"], predictions["probability_fake"])
+    def metrics(self, predictions: Arrays) -> dict[str, float | None]:
+        """Compute the metrics at the threshold 0.5, also per video where groups are videos."""
+        groups = [self._groups[index] for index in predictions["index"]] if self._groups else None
+        return point_metrics(predictions["label"], predictions["probability_fake"], group=groups)

@@ -38,13 +38,14 @@ def toy_config(**sections: Record) -> RunConfig:
 
 
 def toy_run(
-    storage: Path, config: RunConfig, task: ToyTask | None = None, *, stop_at: int | None = None, **context: Any
+    storage: Path | str, config: RunConfig, task: ToyTask | None = None, *, stop_at: int | None = None, **context: Any
 ) -> Record:
     """Train a toy task in this process; `stop_at`: ask for the end after so many steps of this launch."""
     torch.set_num_threads(1)
     calls = iter(range(10**9))
     request: Callable[[], int] = (lambda: STOP if next(calls) >= stop_at else 0) if stop_at is not None else lambda: 0
-    return train(config, task or ToyTask(config), Context(str(storage), "run", request=request, **context))
+    context = {"storage": str(storage), "name": "run", "request": request, **context}
+    return train(config, task or ToyTask(config), Context(**context))
 
 
 def newest(storage: Path) -> Path:
@@ -232,3 +233,54 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="--restart"):
         toy_run(tmp_path, config, Other(config))
+
+
+def test_a_run_on_a_bucket_goes_on_from_there_when_this_machine_is_lost(tmp_path: Path) -> None:
+    import shutil
+
+    from hai.checkpoint.remote import locate
+
+    config = toy_config()
+    toy_run(tmp_path / "a", config, _deep(config))
+    storage = f"memory://{tmp_path.name}"
+    said: list[str] = []
+    toy_run(storage, config, _deep(config), stop_at=11, wait_for_upload=True, say=said.append)
+    work = locate(storage, "run").path
+    shutil.rmtree(work)
+    toy_run(storage, config, _deep(config), wait_for_upload=True, say=said.append)
+    assert any("resuming from step_00000011" in line for line in said)
+    assert not any("not confirmed" in line for line in said)
+    work.parent.joinpath("b").mkdir()
+    work.rename(work.parent / "b" / "run")
+    assert tensors_of(tmp_path / "a") == tensors_of(work.parent / "b")
+    assert losses_of(tmp_path / "a") == losses_of(work.parent / "b")
+
+
+def test_resume_elsewhere_takes_over_a_checkpoint_of_another_run(tmp_path: Path) -> None:
+    config = toy_config()
+    toy_run(tmp_path / "a", config, _deep(config))
+    toy_run(tmp_path / "old", config, _deep(config), stop_at=9)
+    for reference in ("old/run", "old/run/checkpoints/step_00000009"):
+        storage = tmp_path / reference.replace("/", "-")
+        toy_run(storage, config, _deep(config), resume=str(tmp_path / reference))
+        assert tensors_of(tmp_path / "a") == tensors_of(storage)
+
+
+@pytest.mark.timeout(120)
+def test_records_go_to_tensorboard_and_weights_and_biases_costs_nothing_when_unreachable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    logging = {"tensorboard": True, "wandb": {"enabled": True}}
+    said: list[str] = []
+    summary = toy_run(tmp_path, toy_config(logging=logging), say=said.append)
+    assert summary["status"] == "finished"
+    assert any("Weights & Biases" in line for line in said)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    written = {scalar.step: scalar.value for scalar in events.Scalars("train/loss")}
+    for step, loss in losses_of(tmp_path):
+        assert written[step] == pytest.approx(loss, rel=1e-6)

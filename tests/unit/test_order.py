@@ -46,7 +46,7 @@ def test_strata_fill_their_shares_evenly_and_use_their_examples_alike() -> None:
     batches = [order.batch_at(step).positions for step in range(100)]
     shares = [np.mean(strata[batch] == 1) for batch in batches]
     assert np.mean(shares) == 0.5
-    assert 0.3 <= min(shares)
+    assert min(shares) >= 0.3
     assert max(shares) <= 0.7
     uses = np.bincount(np.concatenate(batches), minlength=100)
     assert uses[90:].max() - uses[90:].min() <= 1

@@ -140,12 +140,13 @@ def test_threads_end_with_close_exhaustion_and_garbage() -> None:
         next(loader)
     assert len(list(ring([Numbered(0)]))) == 1
     assert loader_threads() == 0
-    loader = ring(Numbered(number) for number in itertools.count())
-    next(loader)
-    gone = weakref.ref(loader)
-    del loader
-    assert gone() is None
-    assert loader_threads() == 0
+    for count in (2, 1000):
+        loader = ring(Numbered(number) for number in range(count))
+        next(loader)
+        gone = weakref.ref(loader)
+        del loader
+        assert gone() is None
+        assert loader_threads() == 0
 
 
 def test_threads_end_when_the_loader_is_part_of_a_cycle() -> None:

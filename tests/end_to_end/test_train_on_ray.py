@@ -1,0 +1,139 @@
+"""`ray_jobs/train.py` as people run it: on Ray, killed and run again, with one worker and with two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.ray
+
+CONFIG = """
+task: detector
+data: {{sources: [{{name: faces, path: "{faces}"}}], image_size: 64, sampling: balanced, cache_decoded: "off"}}
+augment: {{flip: 0.5, jpeg_probability: 0.3, noise_probability: 0.3}}
+model: {{name: compact, pretrained: false}}
+loss: {{cross_entropy: 0.6, soft_f1: 0.4}}
+optim: {{learning_rate: 2e-3, warmup_epochs: 1}}
+train: {{max_epochs: null, max_steps: 60, global_batch_size: 16, ema_decay: 0.9, eval_every_epochs: 5}}
+checkpoint: {{every_minutes: 0.002, keep: 3}}
+scale: {{num_workers: 1, cpus_per_worker: 1, use_gpu: false}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(small_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(CONFIG.format(faces=small_faces), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def unbroken(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, never interrupted, without Ray."""
+    storage = tmp_path_factory.mktemp("unbroken")
+    process = _start(config, storage, "scale.launcher=in_process")
+    assert process.wait(timeout=300) == 0, _output(storage)
+    return storage / "tiny"
+
+
+def _start(config: Path, storage: Path, *settings: str, address: str | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "ray_jobs/train.py", "--config", str(config), "--storage", str(storage), *settings]
+    environment = {**os.environ, **({"RAY_ADDRESS": address} if address else {})}
+    with open(storage / "output.txt", "a", encoding="utf-8") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def _output(storage: Path) -> str:
+    return (storage / "output.txt").read_text(encoding="utf-8")
+
+
+def _step(run: Path) -> int:
+    steps = [int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*")]
+    return max(steps, default=0)
+
+
+def _wait(condition: Callable[[], bool], process: subprocess.Popen[str], storage: Path) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, f"ended early:\n{_output(storage)}"
+        assert time.monotonic() < deadline, f"nothing happened:\n{_output(storage)}"
+        time.sleep(0.05)
+
+
+def _tensors(run: Path) -> list[bytes]:
+    folder = run / "checkpoints" / "step_00000060"
+    return [(folder / name).read_bytes() for name in ("model.safetensors", "state.safetensors")]
+
+
+def _steps(run: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_killed_twice_and_stopped_once_it_ends_as_if_nothing_had_happened(
+    config: Path, unbroken: Path, ray_address: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "tiny"
+    for target in (5, 20):  # the driver is killed; its workers die with it
+        process = _start(config, tmp_path, address=ray_address)
+        _wait(lambda target=target: _step(run) >= target, process, tmp_path)
+        process.kill()
+        process.wait()
+    process = _start(config, tmp_path, address=ray_address)
+    _wait(lambda: _step(run) >= 35, process, tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 3, _output(tmp_path)
+    assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["status"] == "interrupted"
+
+    process = _start(config, tmp_path, address=ray_address)
+    assert process.wait(timeout=240) == 0, _output(tmp_path)
+    assert _tensors(run) == _tensors(unbroken)
+    assert _steps(run) == _steps(unbroken)
+    assert _output(tmp_path).count("resuming from step_") == 3
+    assert (run / "report.html").stat().st_size > 10_000
+
+    again = _start(config, tmp_path, address=ray_address)
+    assert again.wait(timeout=120) == 0
+    assert "is finished" in _output(tmp_path)
+
+
+def test_a_killed_worker_is_replaced_and_two_workers_agree_with_one(
+    config: Path, unbroken: Path, ray_address: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "tiny"
+    process = _start(config, tmp_path, "--workers", "2", address=ray_address)
+    _wait(lambda: _step(run) >= 10, process, tmp_path)
+    workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    assert workers
+    workers[0].kill()
+    assert process.wait(timeout=300) == 0, _output(tmp_path)
+    assert _steps(run) == _steps(unbroken)
+    assert "resuming from step_" in _output(tmp_path)
+
+
+def test_a_second_writer_is_refused_by_name(config: Path, ray_address: str, tmp_path: Path) -> None:
+    process = _start(config, tmp_path, address=ray_address)
+    _wait(lambda: (tmp_path / "tiny" / "owner.json").exists(), process, tmp_path)
+    second = subprocess.run(
+        [sys.executable, "ray_jobs/train.py", "--config", str(config), "--storage", str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    process.kill()
+    process.wait()
+    assert second.returncode == 2
+    assert f"process {process.pid}" in second.stderr
+
+
+def test_what_the_user_can_mend_is_one_line_and_status_2(config: Path, ray_address: str, tmp_path: Path) -> None:
+    process = _start(config, tmp_path, "scale.num_workers=64", address=ray_address)
+    assert process.wait(timeout=120) == 2
+    assert "scale.num_workers = 64" in _output(tmp_path)
+    assert "Traceback" not in _output(tmp_path)

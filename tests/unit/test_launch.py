@@ -1,0 +1,106 @@
+"""What happens before a worker starts: paths, plans, signals, the cluster's address, the size of the group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from hai.config.schema import RunConfig, ScaleConfig
+from hai.context import STOP
+from hai.errors import ConfigError, DataError
+from hai.launch.bar import TrainingBar
+from hai.launch.cluster import live_address
+from hai.launch.plan import Plan, located
+from hai.launch.signals import StopSignals
+
+
+def test_local_paths_become_absolute_and_urls_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HAI_STORAGE", raising=False)
+    sources = [{"name": "a", "path": "faces", "image_dir": "~/images"}, {"name": "b", "path": "gs://bucket/faces"}]
+    config = RunConfig.model_validate({"data": {"sources": sources}, "model": {"pretrained": "weights"}})
+    placed = located(config)
+    assert placed.storage == str(tmp_path / "runs")
+    assert placed.data.sources[0].path == str(tmp_path / "faces")
+    assert placed.data.sources[0].image_dir == str(Path.home() / "images")
+    assert placed.data.sources[1].path == "gs://bucket/faces"
+    assert placed.model.pretrained == str(tmp_path / "weights")
+    monkeypatch.setenv("HAI_STORAGE", "s3://bucket/runs")
+    assert located(config).storage == "s3://bucket/runs"
+
+
+def test_a_plan_survives_its_journey() -> None:
+    plan = Plan(RunConfig(seed=7).model_dump_json(), "runs", "a", "attempt", provenance={"commit": None})
+    again = Plan(**plan.record())
+    assert again == plan
+    assert RunConfig.model_validate_json(again.config).seed == 7
+
+
+def test_the_first_signal_asks_and_the_third_ends() -> None:
+    lines: list[str] = []
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), StopSignals(lines.append) as signals:
+        assert signals.request == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.request == STOP
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert len(lines) == 2
+    assert lines[0].startswith("SIGTERM: saving a checkpoint")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stale_cluster_is_passed_over_with_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    lines: list[str] = []
+    assert live_address(lines.append) is None
+    assert lines == []
+    (tmp_path / "ray").mkdir()
+    record = tmp_path / "ray" / "ray_current_cluster"
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        record.write_text(address, encoding="utf-8")
+        assert live_address(lines.append) == address
+    assert live_address(lines.append) is None
+    assert address in lines[0]
+    record.write_text("nonsense", encoding="utf-8")
+    assert live_address(lines.append) is None
+
+
+def test_the_group_fits_the_cluster_or_the_user_is_told() -> None:
+    from hai.launch.ray_train import _scaling
+
+    machine = {"CPU": 8.0, "GPU": 2.0}
+    every = _scaling(ScaleConfig(), machine)
+    assert (every.num_workers, every.use_gpu, every.resources_per_worker) == (2, True, {"CPU": 4, "GPU": 1})
+    cpu = _scaling(ScaleConfig(use_gpu=False), machine)
+    assert (cpu.num_workers, cpu.use_gpu, cpu.resources_per_worker) == (1, False, {"CPU": 8})
+    elastic = _scaling(ScaleConfig(num_workers="1:4", use_gpu=False), machine)
+    assert elastic.num_workers == (1, 4)
+    assert elastic.resources_per_worker == {"CPU": 2}
+    with pytest.raises(ConfigError, match="has 2 GPUs"):
+        _scaling(ScaleConfig(num_workers=3), machine)
+    with pytest.raises(ConfigError, match="has 8 CPUs"):
+        _scaling(ScaleConfig(num_workers=9, use_gpu=False), machine)
+
+
+def test_a_workers_error_keeps_its_kind() -> None:
+    from hai.launch.ray_train import _hai_error
+
+    assert isinstance(_hai_error("DataError", "x"), DataError)
+    assert str(_hai_error("Path", "text")) == "text"
+
+
+def test_without_a_terminal_the_bar_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingBar() as bar:
+        bar.say("[faces] a line with brackets")
+        bar.show({"step": 3, "total_steps": 9, "epoch": 0.3, "loss": 0.5, "examples_per_second": 20.0, "best": None})
+        bar.show({"step": 4, "total_steps": 9, "epoch": 0.4, "loss": 0.4, "examples_per_second": 20.0, "best": None})
+    error = capsys.readouterr().err
+    assert error == "[faces] a line with brackets\nstep 3/9, loss 0.5000, 20 examples/s\n"
