@@ -11,10 +11,7 @@ import torch
 from hai.tasks.base import Datasets
 from hai.types import Arrays, Record
 
-__all__ = ["SAVE", "STOP", "Context"]
-
-SAVE, STOP = 1, 2
-"""What a launcher can ask for between two steps: a checkpoint; a checkpoint and the end."""
+__all__ = ["Context"]
 
 
 def _nothing(*_: object) -> None:

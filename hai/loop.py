@@ -8,7 +8,7 @@ from contextlib import closing, nullcontext
 import torch
 
 from hai.config.schema import RunConfig
-from hai.context import SAVE, STOP, Context
+from hai.context import Context
 from hai.distributed import Workers
 from hai.evaluate import predict_split
 from hai.journal import Journal
@@ -17,7 +17,7 @@ from hai.order import Order
 from hai.state import Progress
 from hai.step import Stepper
 from hai.tasks.base import Task
-from hai.types import Record
+from hai.types import SAVE, STOP, Record
 
 __all__ = ["is_finished", "total_steps", "train"]
 

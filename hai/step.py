@@ -131,8 +131,10 @@ class Stepper:
         return {name: values[low:high] for name, values in batch.items()}, [high - low for low, high in bounds]
 
     def _outputs(self, module: nn.Module, batch: Batch, step: int, number: int) -> Tensor:
-        torch.manual_seed(hash_int(self._config.seed, _DROPOUT, step, self._workers.rank, number) >> 1)
         device = self._workers.device
+        # torch.manual_seed would also reach for every kind of accelerator, 2 ms and a growing queue a call
+        generator = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+        generator.manual_seed(hash_int(self._config.seed, _DROPOUT, step, self._workers.rank, number) >> 1)
         with torch.autocast(device.type, self._precision, enabled=self._precision is not None):
             return self._task.outputs(module, batch).float()
 

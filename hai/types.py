@@ -8,13 +8,19 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["LABELS", "SPLITS", "Arrays", "Batch", "Record"]
+__all__ = ["LABELS", "SAVE", "SPLITS", "STOP", "Arrays", "Batch", "Record"]
 
 LABELS: Final = ("real", "fake")
 """Class names of the detector; the position is the label."""
 
 SPLITS: Final = ("train", "val", "test")
 """Split names; the position is the code that a manifest stores."""
+
+SAVE: Final = 1
+"""What a launcher can ask of the loop between two steps: a checkpoint."""
+
+STOP: Final = 2
+"""The same: a checkpoint, and the end."""
 
 Batch = dict[str, "torch.Tensor"]
 """A batch of examples, all tensors with the same first dimension B and on one device.

@@ -7,7 +7,6 @@ talks to the workers through one small actor.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import tempfile
 import threading
@@ -18,56 +17,16 @@ from typing import Any
 from hai.config.schema import RunConfig, ScaleConfig
 from hai.errors import ConfigError, HaiError
 from hai.launch.cluster import connected
+from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
 from hai.launch.plan import Outcome, Plan
 from hai.launch.signals import StopSignals
 from hai.types import Record
 
 __all__ = ["train_on_ray"]
 
-_POLL_SECONDS = 0.25
 _GRACE_SECONDS = 15.0
 _RESIZE_SECONDS = 30.0  # how often an elastic group looks for room to grow
 _FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA")
-
-
-class _Mailbox:
-    """What the driver and rank 0 leave for each other; lives as an actor on the driver's node."""
-
-    def __init__(self) -> None:
-        self._letters: list[tuple[str, Any]] = []
-        self._request = 0
-
-    def put(self, kind: str, content: Any) -> None:
-        self._letters.append((kind, content))
-
-    def take(self) -> list[tuple[str, Any]]:
-        letters, self._letters = self._letters, []
-        return letters
-
-    def ask(self, request: int) -> None:
-        self._request = request
-
-    def asked(self) -> int:
-        return self._request
-
-
-class _Asked(threading.Thread):
-    """Keep rank 0's view of the driver's request fresh, so that the loop reads a variable and never waits."""
-
-    def __init__(self, mailbox: Any) -> None:
-        super().__init__(name="hai-asked", daemon=True)
-        self.request = 0
-        self._mailbox, self._ended = mailbox, threading.Event()
-
-    def run(self) -> None:
-        import ray
-
-        while not self._ended.wait(2 * _POLL_SECONDS):
-            with contextlib.suppress(ray.exceptions.RayError):
-                self.request = ray.get(self._mailbox.asked.remote(), timeout=10)
-
-    def end(self) -> None:
-        self._ended.set()
 
 
 def _on_worker(spec: Record) -> None:
@@ -80,7 +39,7 @@ def _on_worker(spec: Record) -> None:
 
     train_context, mailbox = ray.train.get_context(), spec["mailbox"]
     rank = train_context.get_world_rank()
-    asked = _Asked(mailbox)
+    asked = Asked(mailbox)
     if rank == 0:
         asked.start()
     try:
@@ -111,7 +70,7 @@ def train_on_ray(
     Raises:
         HaiError: what a worker raised for the user to mend, or more workers than the cluster can hold.
     """
-    with StopSignals(say) as signals, connected(say) as ray:
+    with connected(say) as ray, StopSignals(say) as signals:  # in this order: Ray takes SIGTERM when it starts
         import ray.train
         from ray.train.torch import TorchTrainer
 
@@ -120,7 +79,7 @@ def train_on_ray(
         kind = "GPU" if scaling.use_gpu else f"CPU ({scaling.resources_per_worker['CPU']} threads)"
         say(f"training on {workers} worker{'' if workers == 1 else 's'}, {kind} each")
         own_node = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        mailbox = ray.remote(num_cpus=0, label_selector=own_node)(_Mailbox).remote()
+        mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
         forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
         with tempfile.TemporaryDirectory(prefix="hai-ray-") as scratch:
             trainer = TorchTrainer(
@@ -172,7 +131,7 @@ def _attend(
                 error, deadline = content, time.monotonic() + _GRACE_SECONDS
         if ended:
             break
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     if error is not None:
         raise _hai_error(*error)
     if failure:

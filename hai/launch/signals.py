@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-from hai.context import STOP
+from hai.types import STOP
 
 __all__ = ["StopSignals"]
 

@@ -119,8 +119,8 @@ def test_a_killed_worker_is_replaced_and_two_workers_agree_with_one(
     assert "resuming from step_" in _output(tmp_path)
 
 
-def test_a_second_writer_is_refused_by_name(config: Path, ray_address: str, tmp_path: Path) -> None:
-    process = _start(config, tmp_path, address=ray_address)
+def test_a_second_writer_is_refused_by_name(config: Path, tmp_path: Path) -> None:
+    process = _start(config, tmp_path, "scale.launcher=in_process")
     _wait(lambda: (tmp_path / "tiny" / "owner.json").exists(), process, tmp_path)
     second = subprocess.run(
         [sys.executable, "ray_jobs/train.py", "--config", str(config), "--storage", str(tmp_path)],

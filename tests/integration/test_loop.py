@@ -18,10 +18,10 @@ import torch.multiprocessing
 from toy import ToyTask
 
 from hai.config.schema import RunConfig
-from hai.context import STOP, Context
+from hai.context import Context
 from hai.errors import CheckpointError, NonFiniteError
 from hai.loop import train
-from hai.types import Record
+from hai.types import STOP, Record
 
 
 def toy_config(**sections: Record) -> RunConfig:

@@ -56,7 +56,8 @@ def test_page_of_a_run_with_predictions(run: Path, manifest: Manifest) -> None:
     for text in (
         "quick", "interrupted", "train 6 real, 6 fake; val 6 real, 6 fake", "20 of 1,000 (epoch 2)", "abc123",
         "A CPU, 2 CPUs, 8 GB memory", "hai train --config quick.yaml", "12 images", "seed: 42", "Loss", "Decisions",
-        "None: every image is on the right side of the threshold.", f"hai predict --checkpoint {run} ", "Macro-F1 on validation images",
+        "None: every image is on the right side of the threshold.",
+        f"hai predict --checkpoint {run} ", "Macro-F1 on validation images",
     ):  # fmt: skip
         assert text in html, text
     assert "me:pw" not in html
