@@ -23,7 +23,7 @@ from hai.state import Progress, restore_tensors, state_tensors
 from hai.step import Stepper
 from hai.tasks.base import Datasets, Task
 from hai.trackers import Trackers
-from hai.types import Arrays, Record
+from hai.types import LOST, SAVE, Arrays, Record
 
 __all__ = ["Journal"]
 
@@ -229,8 +229,13 @@ class Journal:
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def is_save_due(self) -> bool:
-        """Say whether a checkpoint is due by the clock or by epochs; rank 0's answer counts."""
+    def asked(self) -> int:
+        """Return what to do before the next step: 0, SAVE, STOP, or LOST; rank 0's answer counts."""
+        if self._run is not None and self._run.lost:
+            return LOST
+        return max(self._context.request(), SAVE if self._is_save_due() else 0)
+
+    def _is_save_due(self) -> bool:
         cadence, step = self._config.checkpoint, self._progress.step
         if step == self._saved_step:
             return False
@@ -304,9 +309,7 @@ class Journal:
         assert self._run is not None
         if self._trackers is not None:
             self._trackers.close()
-        delivery = self._run.close(wait=self._context.wait_for_upload)
-        for name in delivery.missing:
-            self._say(f"not confirmed on the storage: {name}")
+        self._run.close(wait=self._context.wait_for_upload)
 
     def _say(self, line: str) -> None:
         """Tell people, and keep the line in the run's log."""

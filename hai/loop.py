@@ -10,6 +10,7 @@ import torch
 from hai.config.schema import RunConfig
 from hai.context import Context
 from hai.distributed import Workers
+from hai.errors import CheckpointError
 from hai.evaluate import predict_split
 from hai.journal import Journal
 from hai.optim import Ema, build_optimizer, learning_rate_at
@@ -17,7 +18,7 @@ from hai.order import Order
 from hai.state import Progress
 from hai.step import Stepper
 from hai.tasks.base import Task
-from hai.types import SAVE, STOP, Record
+from hai.types import LOST, STOP, Record
 
 __all__ = ["is_finished", "total_steps", "train"]
 
@@ -97,7 +98,9 @@ def train(config: RunConfig, task: Task, context: Context) -> Record:
                 journal.record_training()
             if is_finished(progress, config, end):
                 break
-            asked = workers.agree(max(context.request(), SAVE if journal.is_save_due() else 0))
+            asked = workers.agree(journal.asked())
+            if asked == LOST:
+                raise CheckpointError(f"run {context.name}: another attempt has taken it over; this one has stopped")
             if asked and progress.step > 0:
                 journal.save()
             if asked == STOP:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["LABELS", "SAVE", "SPLITS", "STOP", "Arrays", "Batch", "Record"]
+__all__ = ["LABELS", "LOST", "SAVE", "SPLITS", "STOP", "Arrays", "Batch", "Record"]
 
 LABELS: Final = ("real", "fake")
 """Class names of the detector; the position is the label."""
@@ -21,6 +21,9 @@ SAVE: Final = 1
 
 STOP: Final = 2
 """The same: a checkpoint, and the end."""
+
+LOST: Final = 3
+"""What the loop finds out itself: another attempt owns the run now, this one must end."""
 
 Batch = dict[str, "torch.Tensor"]
 """A batch of examples, all tensors with the same first dimension B and on one device.

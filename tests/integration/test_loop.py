@@ -284,3 +284,24 @@ def test_records_go_to_tensorboard_and_weights_and_biases_costs_nothing_when_unr
     written = {scalar.step: scalar.value for scalar in events.Scalars("train/loss")}
     for step, loss in losses_of(tmp_path):
         assert written[step] == pytest.approx(loss, rel=1e-6)
+
+
+def test_an_attempt_that_lost_the_run_ends_and_writes_nothing_more(tmp_path: Path) -> None:
+    from hai.checkpoint.owner import Owner
+    from hai.checkpoint.remote import locate
+
+    owner = Owner(locate(str(tmp_path), "run"), report=lambda line: None)
+    attempt = owner.acquire()
+    path = tmp_path / "run" / "owner.json"
+
+    def request() -> int:
+        if list((tmp_path / "run" / "checkpoints").glob("step_*")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            path.write_text(json.dumps({**record, "attempt": "another"}), encoding="utf-8")
+        return 0
+
+    config = toy_config(train={"max_epochs": 1000})
+    with pytest.raises(CheckpointError, match="another attempt"):
+        toy_run(tmp_path, config, attempt=attempt, request=request)
+    owner.release()
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step_*"))) == 1
