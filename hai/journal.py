@@ -95,7 +95,9 @@ class Journal:
         if checkpoint is None and self._context.resume:
             checkpoint, refusals = load_resumable(self._context.resume, report=self._say)
         if checkpoint is None:
-            self._say("starting from step 0" + ("; no valid checkpoint is left" if refusals else ""))
+            self._say(
+                f"starting from step 0 on {self._group()}" + ("; no valid checkpoint is left" if refusals else "")
+            )
             return {}, None, None
         known, found = checkpoint.meta.get("data_identity"), self._datasets.identity
         if known != found:
@@ -103,8 +105,12 @@ class Journal:
                 f"{checkpoint.path}: data = {str(known)[:12]}..., the sources now give {found[:12]}...; a resume needs "
                 "the same images, labels, groups and splits; --restart begins anew, --name NAME keeps both"
             )
-        self._say(f"resuming from {checkpoint.path.name} (sha256 {checkpoint.sha256[:12]})")
+        self._say(f"resuming from {checkpoint.path.name} (sha256 {checkpoint.sha256[:12]}) on {self._group()}")
         return {"meta": checkpoint.meta}, checkpoint.model, checkpoint.state
+
+    def _group(self) -> str:
+        size = self._workers.world_size
+        return f"{size} worker{'' if size == 1 else 's'}"
 
     def attach(self, stepper: Stepper, progress: Progress, order: Order, end: int) -> None:
         """Take the parts of the loop that are read at every record."""

@@ -2,9 +2,14 @@
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -37,16 +42,38 @@ def real_data() -> Path:
     return folder
 
 
+class Cluster(NamedTuple):
+    """A Ray cluster on this machine: where drivers join it, and where jobs are submitted."""
+
+    address: str
+    dashboard: str
+
+
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
-    """The one Ray cluster of the test session: two CPUs on this machine; its address for other processes."""
-    import ray
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The one Ray cluster of the test session: two CPUs on this machine, as `ray start --head` makes it."""
+    log = tmp_path_factory.mktemp("ray") / "start.txt"
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for _ in range(3):  # Ray gives its own processes 30 s, which a busy machine can exceed
+        port, dashboard = _free_port(), _free_port()
+        command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", f"--port={port}"]
+        command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        with open(log, "a", encoding="utf-8") as output:
+            head = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        while head.poll() is None and "Ray runtime started" not in log.read_text(encoding="utf-8"):
+            time.sleep(0.2)
+        if head.poll() is None:
+            break
+    assert head.poll() is None, log.read_text(encoding="utf-8")
+    yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+    head.terminate()
+    head.wait()
 
-    from hai.launch.cluster import start_local
 
-    start_local(lambda line: None, num_cpus=2)
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

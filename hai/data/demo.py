@@ -42,7 +42,7 @@ _ZOOM: Final = 1.3  # largest scale at which a view is taken from its region
 _GRAIN: Final = (2.0, 5.0)  # deviation of the grain, levels of 255
 _QUALITY: Final = (88, 96)  # JPEG quality
 _LEAST_DETAIL: Final = 1.5  # mean high-pass amplitude, levels of 255: below are empty skies and blur
-_VIEWS: Final = {"train": 12, "val": 10, "test": 10}
+_VIEWS: Final = {"train": 12, "val": 16, "test": 10}
 
 
 @dataclass(frozen=True)

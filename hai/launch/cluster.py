@@ -22,6 +22,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # on a busy cluster a group waits its turn instead of failing
 }
 
 
@@ -75,6 +76,7 @@ def connected(say: Callable[[str], None]) -> Iterator[Any]:
 def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None:
     """Start a cluster of this machine's own and connect to it; it ends with this process or `ray.shutdown`."""
     ray = _import_ray()
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine's own cluster
     for tries_left in (2, 1, 0):
         try:
             ray.init(

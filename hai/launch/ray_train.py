@@ -25,6 +25,7 @@ from hai.types import Record
 __all__ = ["train_on_ray"]
 
 _GRACE_SECONDS = 15.0
+_PATIENCE_SECONDS = 60.0
 _RESIZE_SECONDS = 30.0  # how often an elastic group looks for room to grow
 _FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA")
 
@@ -115,12 +116,19 @@ def _attend(
     summary: Record | None = None
     error: list[str] | None = None
     asked, deadline = 0, float("inf")
+    patience = time.monotonic() + _PATIENCE_SECONDS
     while True:
         ended = not fitting.is_alive() or time.monotonic() > deadline
         if signals.request != asked:
             asked = signals.request
             mailbox.ask.remote(asked)
-        for kind, content in ray.get(mailbox.take.remote()):
+        letters = ray.get(mailbox.take.remote())
+        if letters:
+            patience = float("inf")
+        elif time.monotonic() > patience:
+            say("still waiting for the workers to start; a busy cluster starts them when others are done")
+            patience = float("inf")
+        for kind, content in letters:
             if kind == "say":
                 say(content)
             elif kind == "show":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import Cluster
 
 pytestmark = pytest.mark.ray
 
@@ -79,37 +80,37 @@ def _steps(run: Path) -> list[int]:
 
 
 def test_killed_twice_and_stopped_once_it_ends_as_if_nothing_had_happened(
-    config: Path, unbroken: Path, ray_address: str, tmp_path: Path
+    config: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     run = tmp_path / "tiny"
     for target in (5, 20):  # the driver is killed; its workers die with it
-        process = _start(config, tmp_path, address=ray_address)
+        process = _start(config, tmp_path, address=ray_cluster.address)
         _wait(lambda target=target: _step(run) >= target, process, tmp_path)
         process.kill()
         process.wait()
-    process = _start(config, tmp_path, address=ray_address)
+    process = _start(config, tmp_path, address=ray_cluster.address)
     _wait(lambda: _step(run) >= 35, process, tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 3, _output(tmp_path)
     assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["status"] == "interrupted"
 
-    process = _start(config, tmp_path, address=ray_address)
+    process = _start(config, tmp_path, address=ray_cluster.address)
     assert process.wait(timeout=240) == 0, _output(tmp_path)
     assert _tensors(run) == _tensors(unbroken)
     assert _steps(run) == _steps(unbroken)
     assert _output(tmp_path).count("resuming from step_") == 3
     assert (run / "report.html").stat().st_size > 10_000
 
-    again = _start(config, tmp_path, address=ray_address)
+    again = _start(config, tmp_path, address=ray_cluster.address)
     assert again.wait(timeout=120) == 0
     assert "is finished" in _output(tmp_path)
 
 
 def test_a_killed_worker_is_replaced_and_two_workers_agree_with_one(
-    config: Path, unbroken: Path, ray_address: str, tmp_path: Path
+    config: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     run = tmp_path / "tiny"
-    process = _start(config, tmp_path, "--workers", "2", address=ray_address)
+    process = _start(config, tmp_path, "--workers", "2", address=ray_cluster.address)
     _wait(lambda: _step(run) >= 10, process, tmp_path)
     workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
     assert workers
@@ -132,8 +133,52 @@ def test_a_second_writer_is_refused_by_name(config: Path, tmp_path: Path) -> Non
     assert f"process {process.pid}" in second.stderr
 
 
-def test_what_the_user_can_mend_is_one_line_and_status_2(config: Path, ray_address: str, tmp_path: Path) -> None:
-    process = _start(config, tmp_path, "scale.num_workers=64", address=ray_address)
+def test_what_the_user_can_mend_is_one_line_and_status_2(config: Path, ray_cluster: Cluster, tmp_path: Path) -> None:
+    process = _start(config, tmp_path, "scale.num_workers=64", address=ray_cluster.address)
     assert process.wait(timeout=120) == 2
     assert "scale.num_workers = 64" in _output(tmp_path)
     assert "Traceback" not in _output(tmp_path)
+
+
+@pytest.mark.slow
+def test_an_elastic_group_starts_with_what_there_is_and_grows(
+    config: Path, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, ray_cluster.address], stdin=subprocess.PIPE, text=True)
+    settings = ["train.max_steps=100000", "optim.warmup_epochs=0", "checkpoint.every_minutes=0.1"]
+    process = _start(config, tmp_path, "--workers", "1:2", *settings, address=ray_cluster.address)
+    try:
+        _wait(lambda: "starting from step 0 on 1 worker\n" in _output(tmp_path), process, tmp_path)
+        _wait(lambda: _step(tmp_path / "tiny") > 0, process, tmp_path)
+        holder.communicate("")
+        _wait(lambda: " on 2 workers\n" in _output(tmp_path), process, tmp_path)
+        assert "resuming from step_" in _output(tmp_path)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 3, _output(tmp_path)
+    finally:
+        holder.kill()
+        process.kill()
+        holder.wait()
+        process.wait()
+
+
+HOLDER = """
+import sys, ray
+ray.init(sys.argv[1], log_to_driver=False)
+actor = ray.remote(num_cpus=1)(type("Holder", (), {"ready": lambda self: True})).remote()
+ray.get(actor.ready.remote())
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_a_submitted_job_trains_with_the_code_that_travelled(
+    config: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    ray = str(Path(sys.executable).parent / "ray")
+    submit = [ray, "job", "submit", "--address", ray_cluster.dashboard, "--working-dir", ".", "--"]
+    job = ["python", "ray_jobs/train.py", "--config", str(config), "--storage", str(tmp_path)]
+    done = subprocess.run([*submit, *job], capture_output=True, text=True, check=False, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "succeeded" in done.stdout
+    assert _tensors(tmp_path / "tiny") == _tensors(unbroken)
