@@ -123,7 +123,8 @@ class Journal:
         """Start what runs beside the loop."""
         if self._run is not None:
             self._write_summary("running")
-            self._trackers = Trackers(self._config, self._run.path, self._progress.step, say=self._say)
+            identity = f"{self._context.storage}/{self._context.name}"
+            self._trackers = Trackers(self._config, self._run.path, identity, self._progress.step, say=self._say)
         return self
 
     def __exit__(

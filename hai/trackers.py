@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hai.checkpoint.records import TENSORBOARD
 from hai.config.schema import RunConfig
 from hai.types import Record
 
@@ -21,16 +22,19 @@ class Trackers:
     """Send records to whatever the config enables.
 
     Weights & Biases runs in a thread of its own behind a bounded queue: unreachable, slow or broken, it costs records
-    there, never time here. Its run id follows from the run folder, so a resumed run goes on in the same place.
+    there, never time here. Its run id follows from storage and name, so a resumed run goes on in the same place.
 
     Args:
         config: the run's config.
-        folder: the run folder.
+        folder: the local run folder.
+        identity: storage and name of the run, the same wherever it goes on.
         step: records up to here exist already.
         say: takes a line for people.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, step: int, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, identity: str, step: int, *, say: Callable[[str], None]
+    ) -> None:
         self._say = say
         self._board: Any = None
         self._queue: queue.Queue[Record | None] | None = None
@@ -38,12 +42,14 @@ class Trackers:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+                self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=step + 1)
             except Exception as error:
                 say(f"TensorBoard is off: {error}")
         if config.logging.wandb.enabled:
             self._queue = queue.Queue(maxsize=10_000)
-            self._thread = threading.Thread(target=self._send, args=(config, folder), name="hai-wandb", daemon=True)
+            self._thread = threading.Thread(
+                target=self._send, args=(config, folder, identity), name="hai-wandb", daemon=True
+            )
             self._thread.start()
 
     def record(self, record: Record) -> None:
@@ -73,7 +79,7 @@ class Trackers:
             if self._thread.is_alive():
                 self._say("Weights & Biases did not answer in time; `wandb sync` sends what is kept in the run folder")
 
-    def _send(self, config: RunConfig, folder: Path) -> None:
+    def _send(self, config: RunConfig, folder: Path, identity: str) -> None:
         settings, records = config.logging.wandb, self._queue
         assert records is not None
         try:
@@ -85,8 +91,8 @@ class Trackers:
                 tags=list(settings.tags),
                 mode=settings.mode,
                 dir=str(folder),
-                name=folder.name,
-                id=hashlib.sha256(str(folder).encode()).hexdigest()[:16],
+                name=identity.rpartition("/")[2],
+                id=hashlib.sha256(identity.encode()).hexdigest()[:16],
                 resume="allow",
                 config=config.model_dump(),
                 settings=wandb.Settings(silent=True, init_timeout=30),

@@ -21,6 +21,7 @@ __all__ = [
     "REPORT",
     "SMALL_FILES",
     "SUMMARY",
+    "TENSORBOARD",
     "append_record",
     "load_json",
     "load_records",
@@ -39,9 +40,10 @@ LOG: Final = "log.txt"
 BEST: Final = "best.json"
 REPORT: Final = "report.html"
 OWNER: Final = "owner.json"
+TENSORBOARD: Final = "tensorboard"
 
 SMALL_FILES: Final = (METRICS, SUMMARY, CONFIG, LOG, BEST, REPORT)
-"""Files of a run folder that are pushed to the storage whole; owner.json goes there directly."""
+"""Files of a run folder that are pushed to the storage whole, as TensorBoard's are; owner.json goes there directly."""
 
 
 def append_record(path: Path, record: Record) -> None:

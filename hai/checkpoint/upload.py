@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from hai.checkpoint.format import FILES, MANIFEST, load_manifest, verify_checkpoint
-from hai.checkpoint.records import SMALL_FILES
+from hai.checkpoint.records import SMALL_FILES, TENSORBOARD
 from hai.checkpoint.remote import Remote
 from hai.checkpoint.transfer import (
     CHECKPOINTS,
@@ -259,7 +259,7 @@ class Uploader:
 
     def _push_small(self) -> None:
         now = time.monotonic()
-        for name in SMALL_FILES:
+        for name in self._small_names():
             content = self._content(name)
             sha256, when = self._pushed.get(name, ("", -_SMALL_EVERY_S))
             due = self._closing.is_set() or now - when >= _SMALL_EVERY_S
@@ -267,6 +267,10 @@ class Uploader:
                 self._send(partial(push_bytes, self._remote, content, name))
                 self._pushed[name] = (hashlib.sha256(content).hexdigest(), now)
                 self._arrived()
+
+    def _small_names(self) -> list[str]:
+        events = sorted(path.name for path in (self._path / TENSORBOARD).glob("events.*"))
+        return [*SMALL_FILES, *(f"{TENSORBOARD}/{name}" for name in events)]
 
     def _content(self, name: str) -> bytes | None:
         try:
@@ -307,7 +311,7 @@ class Uploader:
     def _unsent(self) -> list[str]:
         checkpoints = [name for name in self._kept(self._names()) if name not in self._confirmed | set(self._unusable)]
         small = []
-        for name in SMALL_FILES:
+        for name in self._small_names():
             content = self._content(name)
             if content is not None and hashlib.sha256(content).hexdigest() != self._pushed.get(name, ("", 0.0))[0]:
                 small.append(name)
@@ -320,7 +324,7 @@ class Uploader:
     def _delivery(self) -> Delivery:
         unsent = [*self._unsent(), *(name for name in self._names() if name in self._unusable)]
         confirmed = [name for name in self._names() if name in self._confirmed]
-        confirmed += [name for name in SMALL_FILES if name in self._pushed and name not in unsent]
+        confirmed += [name for name in self._small_names() if name in self._pushed and name not in unsent]
         if unsent:
             self._report(
                 f"storage: not on {self._remote.url}: {', '.join(unsent)}; kept in {self._path}, "

@@ -70,14 +70,14 @@ def _retouch(image: Floats, noise: Floats, draws: Draws) -> Floats:
     Source: the fast guided filter, with the image as its own guide; He and Sun, arXiv 1505.00996.
     """
     size, small = image.shape[0], image.shape[0] // 5
-    threshold = np.float32(0.1 + 0.1 * draws[0]) ** 2
+    threshold = np.float32(0.12 + 0.1 * draws[0]) ** 2
     channels = []
     for channel in np.moveaxis(image, -1, 0):
         mean = _resize(channel, small)
         variance = np.maximum(_resize(channel * channel, small) - mean * mean, 0.0)
         share = variance / (variance + threshold)
         channels.append(_resize(share, size) * channel + _resize((1.0 - share) * mean, size))
-    grain = _resize(noise[: size // 2, : size // 2], size) * np.float32(_NOISE * draws[1])
+    grain = _resize(noise[: size // 2, : size // 2], size) * np.float32(0.6 * _NOISE * draws[1])
     return np.asarray(np.stack(channels, axis=-1) + grain[..., None], dtype=np.float32)
 
 

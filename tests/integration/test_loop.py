@@ -240,12 +240,15 @@ def test_a_run_on_a_bucket_goes_on_from_there_when_this_machine_is_lost(tmp_path
 
     from hai.checkpoint.remote import locate
 
-    config = toy_config()
+    config = toy_config(logging={"tensorboard": True})
     toy_run(tmp_path / "a", config, _deep(config))
     storage = f"memory://{tmp_path.name}"
     said: list[str] = []
     toy_run(storage, config, _deep(config), stop_at=11, wait_for_upload=True, say=said.append)
-    work = locate(storage, "run").path
+    location = locate(storage, "run")
+    work, remote = location.path, location.remote
+    assert remote is not None
+    assert len(remote.names("tensorboard")) == 1
     shutil.rmtree(work)
     toy_run(storage, config, _deep(config), wait_for_upload=True, say=said.append)
     assert any("resuming from step_00000011" in line for line in said)
