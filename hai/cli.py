@@ -346,8 +346,10 @@ def data_demo(
 ) -> None:
     """Make a small data set from photographs: untouched ones, and ones with a locally manipulated part."""
     from hai.data.demo import build_demo
+    from hai.progress import progress_bar
 
-    build_demo(task, output, seed=seed)
+    with progress_bar("making the demo data") as progress:
+        build_demo(task, output, seed=seed, progress=progress)
 
 
 def _data_config(data: str, image_dir: str | None, *settings: str) -> DataConfig:
