@@ -319,8 +319,10 @@ class Journal:
         self._run.close(wait=self._context.wait_for_upload)
 
     def _say(self, line: str) -> None:
-        """Tell people, and keep the line in the run's log."""
+        """Tell people, and keep the line in the run's log; rank 0 alone speaks."""
+        if self._run is None:
+            return
         self._context.say(line)
-        if self._run is not None and self._run.path.is_dir():
+        if self._run.path.is_dir():
             with open(self._run.path / LOG, "a", encoding="utf-8") as log:
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

@@ -22,7 +22,6 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # on a busy cluster a group waits its turn instead of failing
 }
 
 

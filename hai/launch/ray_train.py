@@ -77,6 +77,8 @@ def train_on_ray(
 
         scaling = _scaling(config.scale, ray.cluster_resources())
         workers = scaling.num_workers if isinstance(scaling.num_workers, int) else "{}:{}".format(*scaling.num_workers)
+        if workers == scaling.num_workers:  # a fixed group waits its turn on a busy cluster; an elastic one tries anew
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         kind = "GPU" if scaling.use_gpu else f"CPU ({scaling.resources_per_worker['CPU']} threads)"
         say(f"training on {workers} worker{'' if workers == 1 else 's'}, {kind} each")
         own_node = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from conftest import Cluster
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # a launch takes a minute on two cores
 
 CONFIG = """
 task: detector
@@ -79,11 +79,12 @@ def _steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_killed_twice_and_stopped_once_it_ends_as_if_nothing_had_happened(
-    config: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
+@pytest.mark.parametrize("kills", [[8], pytest.param([4, 14, 24], marks=pytest.mark.slow)])
+def test_killed_and_stopped_it_ends_as_if_nothing_had_happened(
+    config: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path, kills: list[int]
 ) -> None:
     run = tmp_path / "tiny"
-    for target in (5, 20):  # the driver is killed; its workers die with it
+    for target in kills:  # the driver is killed; its workers die with it
         process = _start(config, tmp_path, address=ray_cluster.address)
         _wait(lambda target=target: _step(run) >= target, process, tmp_path)
         process.kill()
@@ -98,7 +99,7 @@ def test_killed_twice_and_stopped_once_it_ends_as_if_nothing_had_happened(
     assert process.wait(timeout=240) == 0, _output(tmp_path)
     assert _tensors(run) == _tensors(unbroken)
     assert _steps(run) == _steps(unbroken)
-    assert _output(tmp_path).count("resuming from step_") == 3
+    assert _output(tmp_path).count("resuming from step_") == len(kills) + 1
     assert (run / "report.html").stat().st_size > 10_000
 
     again = _start(config, tmp_path, address=ray_cluster.address)
@@ -106,6 +107,7 @@ def test_killed_twice_and_stopped_once_it_ends_as_if_nothing_had_happened(
     assert "is finished" in _output(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_two_workers_agree_with_one(
     config: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -118,6 +120,7 @@ def test_a_killed_worker_is_replaced_and_two_workers_agree_with_one(
     assert process.wait(timeout=300) == 0, _output(tmp_path)
     assert _steps(run) == _steps(unbroken)
     assert "resuming from step_" in _output(tmp_path)
+    assert _output(tmp_path).count("epoch 15, step 60/60") == 1
 
 
 def test_a_second_writer_is_refused_by_name(config: Path, tmp_path: Path) -> None:
@@ -141,34 +144,28 @@ def test_what_the_user_can_mend_is_one_line_and_status_2(config: Path, ray_clust
 
 
 @pytest.mark.slow
-def test_an_elastic_group_starts_with_what_there_is_and_grows(
+def test_an_elastic_group_starts_with_what_there_is_and_grows_with_the_cluster(
     config: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, ray_cluster.address], stdin=subprocess.PIPE, text=True)
-    settings = ["train.max_steps=100000", "optim.warmup_epochs=0", "checkpoint.every_minutes=0.1"]
+    settings = ["train.max_steps=100000", "checkpoint.every_minutes=0.1", "scale.cpus_per_worker=2"]
     process = _start(config, tmp_path, "--workers", "1:2", *settings, address=ray_cluster.address)
+    node: subprocess.Popen[bytes] | None = None
     try:
         _wait(lambda: "starting from step 0 on 1 worker\n" in _output(tmp_path), process, tmp_path)
         _wait(lambda: _step(tmp_path / "tiny") > 0, process, tmp_path)
-        holder.communicate("")
+        ray = str(Path(sys.executable).parent / "ray")
+        join = [ray, "start", f"--address={ray_cluster.address}", "--num-cpus=2", "--node-ip-address=127.0.0.1"]
+        with open(tmp_path / "node.txt", "w", encoding="utf-8") as log:
+            node = subprocess.Popen([*join, "--block", "--dashboard-agent-listen-port=0"], stdout=log, stderr=log)
         _wait(lambda: " on 2 workers\n" in _output(tmp_path), process, tmp_path)
         assert "resuming from step_" in _output(tmp_path)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=120) == 3, _output(tmp_path)
     finally:
-        holder.kill()
-        process.kill()
-        holder.wait()
-        process.wait()
-
-
-HOLDER = """
-import sys, ray
-ray.init(sys.argv[1], log_to_driver=False)
-actor = ray.remote(num_cpus=1)(type("Holder", (), {"ready": lambda self: True})).remote()
-ray.get(actor.ready.remote())
-sys.stdin.read()
-"""
+        for started in (process, node):
+            if started is not None:
+                started.terminate()
+                started.wait()
 
 
 @pytest.mark.slow
