@@ -384,7 +384,7 @@ def test_progress_counts_up_to_all(tmp_path):
 
 def test_an_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
     folder = save_faces(tmp_path / "d", 64)
-    seen = []
+    seen, before = [], threading.active_count()
 
     def stop(done, total):
         seen.append(done)
@@ -396,4 +396,4 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, monkeypatch):
         check_images(files, stat_files(files), 40.0, stop)
     check_images(files, stat_files(files), 40.0, lambda done, total: seen.append(done))
     assert seen[seen.index(max(seen[:-1])) :][0] >= 16
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before
