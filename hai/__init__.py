@@ -1,5 +1,15 @@
 """Train a deepfake detector and a pairwise image ranker on whatever GPUs you have today."""
 
-__all__ = ["__version__"]
+from importlib import import_module
+from typing import Any
+
+__all__ = ["Run", "__version__", "evaluate", "load_ranker", "split_data", "train"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Offer what `hai.api` offers, imported when it is first asked for: `import hai` alone loads nothing."""
+    if name in __all__:
+        return getattr(import_module("hai.api"), name)
+    raise AttributeError(f"module 'hai' has no attribute {name!r}")

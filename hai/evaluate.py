@@ -12,7 +12,7 @@ from torch import nn
 
 from hai.distributed import Workers
 from hai.order import Request, slice_bounds
-from hai.step import precision_on
+from hai.precision import precision_on
 from hai.tasks.base import Dataset, Task
 from hai.types import Arrays
 

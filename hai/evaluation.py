@@ -1,9 +1,7 @@
-"""Measure a checkpoint on labelled images: evaluation.json, predictions.csv and report.html."""
+"""Measure a checkpoint on labelled images: evaluation.json, tables of predictions and report.html."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 import shlex
@@ -11,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -23,10 +22,12 @@ from hai.config.schema import DataConfig, RunConfig, SourceConfig
 from hai.errors import ConfigError, DataError, StorageError
 from hai.progress import progress_bar
 from hai.provenance import provenance, without_secrets
+from hai.rank_results import RankScores, ranking_tables, summarise_ranking
 from hai.report import ReportData, write_report
 from hai.report.training import data_notes, provenance_facts
-from hai.results import Scores, summarise
-from hai.types import LABELS, SPLITS, Batch, Record
+from hai.results import Scores, prediction_tables, summarise
+from hai.score_scale import Scale
+from hai.types import SPLITS, Arrays, Batch, Record
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +36,33 @@ if TYPE_CHECKING:
     from hai.tasks.base import Dataset
     from hai.trained import Trained
 
-__all__ = ["EVALUATION", "PREDICTIONS", "run_evaluation"]
+__all__ = ["EVALUATION", "evaluate_checkpoint", "run_evaluation"]
 
 EVALUATION: Final = "evaluation.json"
-PREDICTIONS: Final = "predictions.csv"
-
 _CHANGEABLE: Final = ("data.", "train.eval_batch_size", "seed")
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What came out of a split, laid out for files, page and console.
+
+    Args:
+        scores: of all images, with their names.
+        summary: what evaluation.json says about them.
+        tables: CSVs by file name.
+        counts: of images, for the console.
+        served: how they were read, for the console.
+        threshold_note: where that comes from, a sentence for the page.
+        usage: a verb and its options that score images without labels.
+    """
+
+    scores: Scores | RankScores
+    summary: Record
+    tables: dict[str, str]
+    counts: str
+    served: str
+    threshold_note: str
+    usage: tuple[str, str]
 
 
 def run_evaluation(
@@ -52,7 +74,21 @@ def run_evaluation(
     image_dir: str | None = None,
     overrides: Sequence[str] = (),
 ) -> int:
-    """Predict the images of a split once each, measure, and write the three files.
+    """Carry out the verb, see `evaluate_checkpoint`; exit status 0."""
+    evaluate_checkpoint(checkpoint, data, split=split, output=output, image_dir=image_dir, overrides=overrides)
+    return 0
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    data: str,
+    *,
+    split: str = "test",
+    output: str | None = None,
+    image_dir: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Record:
+    """Predict the images of a split once each, measure, write the files and say what came out.
 
     Args:
         checkpoint: REF: a run folder (its best), a checkpoint, or a URL of either.
@@ -63,7 +99,7 @@ def run_evaluation(
         overrides: `key=value` over the run's config, for keys that leave the model as it is.
 
     Returns:
-        Exit status 0.
+        What evaluation.json says.
 
     Raises:
         HaiError: for wrong arguments, data or checkpoints.
@@ -76,12 +112,10 @@ def run_evaluation(
     _check_output(target)
     config = trained.config.model_copy(update={"data": _data_config(trained.config.data, data, image_dir, split)})
     manifest = _manifest(config, data, split)
-    scores = _predicted(trained, config, manifest, split)
-    summary = summarise(scores, trained.threshold, config.seed)
+    results = _RESULTS[config.task](trained, manifest, _predictions(trained, config, manifest, split))
     record = {
         "task": config.task,
-        **summary,
-        "temperature": trained.temperature,
+        **results.summary,
         "checkpoint": {
             "path": str(trained.checkpoint.path),
             "step": trained.checkpoint.step,
@@ -95,10 +129,11 @@ def run_evaluation(
         },
         **provenance(),
     }
-    page = _page(trained, manifest, scores, record, checkpoint)
-    _write(target, record, scores, page)
-    _tell(record, data, split, target)
-    return 0
+    _write(target, record, results.tables, _page(trained, manifest, results, record, checkpoint))
+    _tell(record, f"{data}, split {split}: {record['n']} images {results.counts}", results.served)
+    for name in (EVALUATION, *results.tables, REPORT):
+        print(f"{target.rstrip('/')}/{name}")
+    return record
 
 
 # -- before ------------------------------------------------------------------------------------------------------------
@@ -134,7 +169,7 @@ def _check_output(target: str) -> None:
 
 def _data_config(config: DataConfig, data: str, image_dir: str | None, split: str) -> DataConfig:
     name = re.sub(r"\.(csv|zip|tar|tgz|tar\.gz)$", "", data.rstrip("/").rpartition("/")[2]) or "data"
-    if name in ("labels", "metadata") and "/" in data:
+    if name in ("labels", "metadata", "comparisons") and "/" in data:
         name = data.rstrip("/").split("/")[-2] or name
     source = SourceConfig(name=name, path=data, image_dir=image_dir, splits=[cast(Any, split)])
     return config.model_copy(update={"sources": [source]})
@@ -145,11 +180,11 @@ def _manifest(config: RunConfig, data: str, split: str) -> Manifest:
     from hai.data.manifest import build_manifest
 
     with progress_bar("reading") as show:
-        manifest = build_manifest(config.data, config.seed, require=(), progress=show)
+        manifest = build_manifest(config.data, config.seed, task=config.task, require=(), progress=show)
     if not len(manifest.indices(split)):
         (source,) = config.data.sources
         everything = config.data.model_copy(update={"sources": [source.model_copy(update={"splits": None})]})
-        manifest = build_manifest(everything, config.seed, require=())
+        manifest = build_manifest(everything, config.seed, task=config.task, require=())
         counts = {name: len(manifest.indices(name)) for name in SPLITS}
         present = ", ".join(f"{name} ({count})" for name, count in counts.items() if count)
         raise DataError(f"{data}: no image in the split {split}; present: {present or 'none'}; choose with --split")
@@ -185,8 +220,8 @@ class _Counted:
         return self._dataset.prepare(batch, epoch=epoch, training=training)
 
 
-def _predicted(trained: Trained, config: RunConfig, manifest: Manifest, split: str) -> Scores:
-    """Score the split in full precision, so that each score equals that of `hai predict`."""
+def _predictions(trained: Trained, config: RunConfig, manifest: Manifest, split: str) -> Arrays:
+    """Predict the split in full precision, so that each score equals that of `hai predict` and `hai rank`."""
     from hai.data.dataset import ImageDataset
     from hai.distributed import Workers
     from hai.evaluate import predict_split
@@ -194,26 +229,60 @@ def _predicted(trained: Trained, config: RunConfig, manifest: Manifest, split: s
 
     with progress_bar("scoring") as show:
         dataset = _Counted(ImageDataset(manifest, config, split), show)
-        predictions = predict_split(
+        return predict_split(
             trained.model,
             build_task(config),
             dataset,
             Workers(device=trained.device),
             batch_size=config.train.eval_batch_size or config.train.global_batch_size,
         )
-    return Scores.of(predictions, manifest, trained.temperature)
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def _page(trained: Trained, manifest: Manifest, scores: Scores, record: Record, reference: str) -> ReportData:
+def _detection(trained: Trained, manifest: Manifest, predictions: Arrays) -> _Results:
+    scores = Scores.of(predictions, manifest, trained.temperature)
+    summary = summarise(scores, trained.threshold, trained.config.seed) | {"temperature": trained.temperature}
+    (tn, fp), (fn, tp) = summary["confusion_matrix"]
+    return _Results(
+        scores,
+        summary,
+        prediction_tables(scores, trained.threshold),
+        f"({tn + fp} real, {fn + tp} fake)",
+        f"threshold {trained.threshold:.3f}",
+        "It was chosen on the validation split in training and is stored with the checkpoint.",
+        ("predict", "--input FOLDER --output scores.csv"),
+    )
+
+
+def _ranking(trained: Trained, manifest: Manifest, predictions: Arrays) -> _Results:
+    scores = RankScores.of(predictions, manifest, Scale.from_record(trained.checkpoint.meta["fitted"]))
+    summary = summarise_ranking(scores, trained.config.seed)
+    per_tier = ", ".join(f"{count} {name}" for name, count in zip(scores.tiers, scores.num_per_tier, strict=True))
+    return _Results(
+        scores,
+        summary,
+        ranking_tables(scores),
+        f"({per_tier or f'{len(scores.comparisons)} comparisons'})",
+        f"{summary['num_correct']} of {summary['num_pairs']} pairs in the right order",
+        "The borders between tiers were fitted to the validation split in training and are stored with the checkpoint.",
+        ("rank", "--input FOLDER --output ranking.csv"),
+    )
+
+
+_RESULTS: Final = {"detector": _detection, "ranker": _ranking}
+
+
+def _page(trained: Trained, manifest: Manifest, results: _Results, record: Record, reference: str) -> ReportData:
     data, checkpoint = record["data"], record["checkpoint"]
+    verb, options = results.usage
     images = f"{without_secrets(data['path'])}, split {data['split']}"
     return ReportData(
         name=Path(trained.run).name,
         title=f"Evaluation on {images}",
         status="evaluated",
+        task=trained.config.task,
         facts=[
             ("Images", images),
             ("Data identity", data["identity"][:12]),
@@ -221,18 +290,15 @@ def _page(trained: Trained, manifest: Manifest, scores: Scores, record: Record, 
             *provenance_facts(record),
         ],
         summary=record,
-        scores=scores,
+        scores=results.scores,
         split={"train": "training", "val": "validation"}.get(data["split"], data["split"]),
-        threshold_note="It was chosen on the validation split in training and is stored with the checkpoint.",
+        threshold_note=results.threshold_note,
         history=parse_records(_run_file(trained.run, METRICS)),
         best=trained.checkpoint.meta.get("best"),
         notes=data_notes(manifest),
         commands=[
             ("Evaluate again:", record["command"]),
-            (
-                "Try it on your own images:",
-                f"hai predict --checkpoint {shlex.quote(reference)} --input FOLDER --output scores.csv",
-            ),
+            ("Try it on your own images:", f"hai {verb} --checkpoint {shlex.quote(reference)} {options}"),
         ],
         versions=record["versions"],
         config=without_secrets(_run_file(trained.run, CONFIG).decode("utf-8", "replace")),
@@ -249,54 +315,37 @@ def _run_file(run: str, name: str) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _write(target: str, record: Record, scores: Scores, page: ReportData) -> None:
+def _write(target: str, record: Record, tables: dict[str, str], page: ReportData) -> None:
     """Write the files into a local folder, or beside it and then onto the storage."""
     remote = open_remote(target)
     try:
         if remote is None:
-            _write_files(local_folder(target), record, scores, page)
+            _write_files(local_folder(target), record, tables, page)
             return
         with tempfile.TemporaryDirectory() as folder:
-            _write_files(Path(folder), record, scores, page)
-            for name in (PREDICTIONS, REPORT, EVALUATION):
+            _write_files(Path(folder), record, tables, page)
+            for name in (*tables, REPORT, EVALUATION):
                 path = Path(folder) / name
                 reach(target, lambda name=name, path=path: remote.put(path, name))  # type: ignore[misc]
     except OSError as error:
         raise StorageError(f"--output = {target}; cannot be written ({error}); choose another folder") from None
 
 
-def _write_files(folder: Path, record: Record, scores: Scores, page: ReportData) -> None:
+def _write_files(folder: Path, record: Record, tables: dict[str, str], page: ReportData) -> None:
     os.makedirs(folder, exist_ok=True)
-    save_text(folder / PREDICTIONS, _table(scores, record["threshold"]))
+    for name, text in tables.items():
+        save_text(folder / name, text)
     write_report(folder / REPORT, page)
     save_json(folder / EVALUATION, record)
 
 
-def _table(scores: Scores, threshold: float) -> str:
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["path", "label", "probability_fake", "prediction", "group", "source"])
-    called = scores.predictions(threshold)
-    for i in range(len(scores)):
-        label, prediction = LABELS[int(scores.label[i])], LABELS[int(called[i])]
-        probability = f"{scores.probability_fake[i]:.7g}"
-        table.writerow([scores.path[i], label, probability, prediction, scores.group[i], scores.source[i]])
-    return text.getvalue()
-
-
-def _tell(record: Record, data: str, split: str, target: str) -> None:
+def _tell(record: Record, images: str, served: str) -> None:
     from hai.console import print_table
 
-    (tn, fp), (fn, tp) = record["confusion_matrix"]
-    print(
-        f"{data}, split {split}: {record['n']} images ({tn + fp} real, {fn + tp} fake) in {record['num_groups']} "
-        f"groups, checkpoint of step {record['checkpoint']['step']}, threshold {record['threshold']:.3f}"
-    )
+    print(f"{images} in {record['num_groups']} groups, checkpoint of step {record['checkpoint']['step']}, {served}")
     rows = []
     for name, metric in record["metrics"].items():
         known = metric["low"] is not None and metric["high"] is not None
         interval = f"{metric['low']:.3f} to {metric['high']:.3f}" if known else None
         rows.append([name, None if metric["value"] is None else round(metric["value"], 4), interval])
     print_table(["metric", "value", "95 % interval"], rows)
-    for name in (EVALUATION, PREDICTIONS, REPORT):
-        print(f"{target.rstrip('/')}/{name}")

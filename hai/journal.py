@@ -225,7 +225,7 @@ class Journal:
         progress = self._progress
         numbers = [
             f"{name} {progress.metrics[name]:.4f}"
-            for name in (self._task.metric, "roc_auc")
+            for name in (self._task.metric, "roc_auc", "srcc")
             if progress.metrics.get(name) is not None
         ]
         loss = self._last.get("train/loss")

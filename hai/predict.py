@@ -29,7 +29,7 @@ from hai.types import LABELS
 if TYPE_CHECKING:
     from hai.trained import Layout, Trained
 
-__all__ = ["VIDEO_SUFFIXES", "find_files", "run_prediction"]
+__all__ = ["VIDEO_SUFFIXES", "check_output", "find_files", "load_picture", "num_threads", "run_prediction"]
 
 VIDEO_SUFFIXES: Final = frozenset(
     (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
@@ -92,6 +92,9 @@ def run_prediction(
 
         device = best_device()
         models = [load_trained(reference, device) for reference in checkpoints]
+        for reference, model in zip(checkpoints, models, strict=True):
+            if model.config.task != "detector":
+                raise ConfigError(f"--checkpoint = {reference}; is a {model.config.task}; use hai rank or hai compare")
         show = stack.enter_context(progress_bar("scoring", "files"))
         _score(rows, models, started + seconds if seconds else math.inf, show)
     _finish(rows, len(models), time_limit)
@@ -141,13 +144,14 @@ def _check(
         seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else None
         if not seconds:
             problems.append(f"--time-limit = {time_limit}; must be a time such as 90s, 60m or 3h")
-    problems += _check_output(target)
+    problems += check_output(target)
     if problems:
         raise ConfigError("\n".join(problems))
     return seconds
 
 
-def _check_output(target: Path) -> list[str]:
+def check_output(target: Path) -> list[str]:
+    """Make the folder of an output file; return what is wrong with it, a line each."""
     if target.is_dir():
         return [f"--output = {target}; is a folder; name a file such as {target / 'predictions.csv'}"]
     try:
@@ -231,13 +235,14 @@ class _Pictures:
         """Decode and fit files start to stop into out [stop - start, S, S, 3]."""
         for row, picture in zip(self.rows[start:stop], out, strict=True):
             try:
-                picture[...] = _picture(row.path, self._layout)
+                picture[...] = load_picture(row.path, self._layout)
             except DataError as error:
                 row.error = str(error)
                 picture[...] = 0
 
 
-def _picture(path: Path, layout: Layout) -> NDArray[np.uint8]:
+def load_picture(path: Path, layout: Layout) -> NDArray[np.uint8]:
+    """Load an image file as a model wants it, [S, S, 3]; raises DataError with the reason alone."""
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise DataError("video needs a decoder that this version does not have; extract its frames as images")
     try:
@@ -257,7 +262,7 @@ def _score(rows: list[_Row], models: Sequence[Trained], deadline: float, show: C
         jobs = (_Pictures(rows[at : at + _BATCH_SIZE], layout) for at in range(0, len(rows), _BATCH_SIZE))
         chosen = [model for model in models if model.layout == layout]
         device = chosen[0].device
-        with closing(RingLoader(jobs, size=layout.size, device=device, num_threads=_num_threads())) as loader:
+        with closing(RingLoader(jobs, size=layout.size, device=device, num_threads=num_threads())) as loader:
             for job, images in loader:
                 if any(not row.error for row in job.rows):
                     for model in chosen:
@@ -270,7 +275,8 @@ def _score(rows: list[_Row], models: Sequence[Trained], deadline: float, show: C
                     return
 
 
-def _num_threads() -> int:
+def num_threads() -> int:
+    """Return how many threads decode images."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MOST_THREADS, usable)
 

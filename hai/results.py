@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,9 @@ from hai.types import LABELS, Arrays, Record
 if TYPE_CHECKING:
     from hai.data.manifest import Manifest
 
-__all__ = ["Scores", "probability_of", "summarise"]
+__all__ = ["PREDICTIONS", "Scores", "csv_text", "prediction_tables", "probability_of", "summarise"]
+
+PREDICTIONS: Final = "predictions.csv"
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,29 @@ def _part(scores: Scores, rows: NDArray[np.int64], threshold: float, seed: int) 
         "metrics": detector_metrics(label, probability, group, threshold, seed=seed),
         "confusion_matrix": confusion.tolist(),
     }
+
+
+def prediction_tables(scores: Scores, threshold: float) -> dict[str, str]:
+    """Write the scores as CSV, by file name: one line per image."""
+    called = scores.predictions(threshold)
+    rows = [
+        [
+            scores.path[i],
+            LABELS[int(scores.label[i])],
+            f"{scores.probability_fake[i]:.7g}",
+            LABELS[int(called[i])],
+            scores.group[i],
+            scores.source[i],
+        ]
+        for i in range(len(scores))
+    ]
+    return {PREDICTIONS: csv_text(["path", "label", "probability_fake", "prediction", "group", "source"], rows)}
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Write a table as CSV."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(rows)
+    return text.getvalue()

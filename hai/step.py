@@ -24,24 +24,13 @@ from hai.errors import NonFiniteError
 from hai.models.freeze import set_frozen, statistics_kept, train_mode
 from hai.optim import Ema
 from hai.order import slice_bounds
+from hai.precision import precision_on
 from hai.tasks.base import Task
 from hai.types import Batch
 
-__all__ = ["Stepper", "precision_on"]
+__all__ = ["Stepper"]
 
 _DROPOUT = 104  # which draw, see hai.order
-
-
-def precision_on(device: torch.device, mixed_precision: bool | str) -> torch.dtype | None:
-    """Choose the autocast type: bf16 from sm_80, fp16 on sm_70 and sm_75, none (fp32) elsewhere and on CPUs."""
-    if mixed_precision is False or device.type != "cuda":
-        return None
-    if isinstance(mixed_precision, str):
-        return torch.bfloat16 if mixed_precision == "bf16" else torch.float16
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= (8, 0):
-        return torch.bfloat16
-    return torch.float16 if capability >= (7, 0) else None
 
 
 class Stepper:

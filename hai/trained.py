@@ -1,4 +1,4 @@
-"""A trained detector, taken from a checkpoint and ready to score images."""
+"""A trained network, taken from a checkpoint and ready to score images."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from hai.config.schema import RunConfig
 from hai.data.augment import normalise
 from hai.errors import CheckpointError
 from hai.models import build_model
+from hai.models.encoder import rounded_image_size
+from hai.models.scorer import build_scorer
+from hai.types import Record
 
 __all__ = ["Layout", "Trained", "best_device", "load_trained"]
 
@@ -41,7 +44,7 @@ class Trained:
     """A model with the weights of a checkpoint, in evaluation mode on its device.
 
     Args:
-        config: of the run that trained it.
+        config: of the run that trained it, with the image size that the network takes.
         checkpoint: what was loaded, without its tensors.
         run: folder or URL of the run that the checkpoint belongs to.
         threshold: on P(fake), chosen in training.
@@ -87,7 +90,7 @@ def best_device() -> torch.device:
 
 
 def load_trained(reference: str, device: torch.device, overrides: Sequence[str] = ()) -> Trained:
-    """Rebuild the model of a checkpoint; published weights are not fetched again.
+    """Rebuild the model of a checkpoint; published weights that it holds are not fetched again.
 
     Args:
         reference: REF: a run folder (its best), a checkpoint folder, or a URL of either.
@@ -112,9 +115,10 @@ def load_trained(reference: str, device: torch.device, overrides: Sequence[str] 
             "its run.yaml into the checkpoint folder"
         )
     config = config_from_yaml_text(config_file.read_text(encoding="utf-8"), str(config_file), overrides)
-    unfetched = config.model.model_copy(update={"pretrained": False})
-    architecture = checkpoint.meta.get("architecture")
-    model = build_model(unfetched, config.data.image_size, config.seed, architecture=architecture)
+    if config.task == "ranker":
+        size = rounded_image_size(config.model, config.data.image_size)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": size})})
+    model = _network(config, checkpoint.meta.get("architecture"))
     _fill(model, checkpoint)
     fitted = {**_SERVED_DEFAULTS, **checkpoint.meta.get("fitted", {})}
     return Trained(
@@ -126,6 +130,14 @@ def load_trained(reference: str, device: torch.device, overrides: Sequence[str] 
         threshold=float(fitted["threshold"]),
         temperature=float(fitted["temperature"]),
     )
+
+
+def _network(config: RunConfig, architecture: Record | None) -> nn.Module:
+    """Build the network that the checkpoint's weights belong to."""
+    if config.task == "ranker":
+        return build_scorer(config, config.data.image_size, architecture=architecture)
+    unfetched = config.model.model_copy(update={"pretrained": False})
+    return build_model(unfetched, config.data.image_size, config.seed, architecture=architecture)
 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:

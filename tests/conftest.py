@@ -95,3 +95,25 @@ def small_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 folder / label / f"{number:03d}.jpg", quality=92
             )
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_art(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with metadata.csv and images/: 72 small pictures in tiers S, A, B, C, the better ones the sharper."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("small-art")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(2)
+    lines = ["image_id,filename,tier,group,split,quality"]
+    for number in range(72):
+        tier, split = number % 4, "train" if number < 48 else ("val" if number < 60 else "test")
+        fine = rng.integers(0, 255, size=(60, 72, 3)).astype(np.float64)
+        coarse = np.asarray(Image.fromarray(rng.integers(40, 215, size=(5, 6, 3)).astype(np.uint8)).resize((72, 60)))
+        share = 0.32 - 0.09 * tier + 0.02 * rng.normal()
+        picture = ((1 - share) * coarse + share * fine).clip(0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / "images" / f"{number:03d}.jpg", quality=95)
+        lines.append(f"art{number:03d},{number:03d}.jpg,{'SABC'[tier]},g{number // 2},{split},{4 - tier}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

@@ -69,6 +69,9 @@ class ToyTask:
         validation = VectorDataset(vectors[cut:], labels[cut:], self.config.seed)
         return Datasets({"train": self.training, "val": validation}, identity="toy", table=[])
 
+    def prepare(self, workers: object, **_: object) -> bool:
+        return True
+
     def build_model(self) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)

@@ -15,6 +15,7 @@ from hai.types import Record
 __all__ = [
     "BEST",
     "CONFIG",
+    "LABEL_AUDIT",
     "LOG",
     "METRICS",
     "OWNER",
@@ -39,10 +40,11 @@ CONFIG: Final = "run.yaml"
 LOG: Final = "log.txt"
 BEST: Final = "best.json"
 REPORT: Final = "report.html"
+LABEL_AUDIT: Final = "label_audit.csv"
 OWNER: Final = "owner.json"
 TENSORBOARD: Final = "tensorboard"
 
-SMALL_FILES: Final = (METRICS, SUMMARY, CONFIG, LOG, BEST, REPORT)
+SMALL_FILES: Final = (METRICS, SUMMARY, CONFIG, LOG, BEST, REPORT, LABEL_AUDIT)
 """Files of a run folder that are pushed to the storage whole, as TensorBoard's are; owner.json goes there directly."""
 
 

@@ -88,7 +88,8 @@ def rule_of(node: Property) -> str:
     if "$ref" in node:
         return _TYPE_WORDS["object"]
     if node["type"] == "array":
-        count = f"{node['minItems']} values" if "minItems" in node else "values"
+        least, most = node.get("minItems"), node.get("maxItems")
+        count = "values" if least is None else f"{'' if most == least else 'at least '}{least} values"
         return f"a list of {count}, each {rule_of(node['items'])}"
     bounds = [
         f"{sign} {node[name]:g}"
@@ -104,7 +105,8 @@ def _similarity(key: str, candidate: str) -> float:
     """Compare two keys as wholes, by their last names, and by short forms: `lr` and `rate` for `learning_rate`."""
     last, name = key.rsplit(".", 1)[-1].lower(), candidate.rsplit(".", 1)[-1]
     initials = "".join(word[0] for word in name.split("_"))
-    return max(
+    in_same_section = key.rpartition(".")[0] == candidate.rpartition(".")[0]
+    return 0.06 * in_same_section + max(
         difflib.SequenceMatcher(None, key.lower(), candidate).ratio(),
         0.97 * difflib.SequenceMatcher(None, last, name).ratio(),
         0.9 * (len(last) > 1 and last == initials),

@@ -1,17 +1,14 @@
-"""The typed, frozen configuration: every key, its unit, its bounds and what it does to a run that already exists.
-
-Each field is declared with one of three words, which say what a resume may do with it:
-
-- `fixed`: part of the run's identity; a resume with another value is refused, field by field;
-- `raisable`: may only grow (or become null, "no limit") on a resume;
-- `free`: where and how the run is carried out; may change at any time.
-"""
+"""The typed, frozen configuration of a run: every key, its unit, its bounds and what a resume may do with it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator, model_validator
+
+from hai.config.data import AugmentConfig, DataConfig, SourceConfig
+from hai.config.model import LossConfig, LossPhase, LossWeights, ModelConfig, PairsConfig
+from hai.config.section import Section, fixed, free, raisable
 
 __all__ = [
     "AugmentConfig",
@@ -23,239 +20,13 @@ __all__ = [
     "LossWeights",
     "ModelConfig",
     "OptimConfig",
+    "PairsConfig",
     "RunConfig",
     "ScaleConfig",
     "SourceConfig",
     "TrainConfig",
     "WandbConfig",
 ]
-
-Split = Literal["train", "val", "test"]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def _field(resume: str, default: Any, text: str, bounds: dict[str, Any]) -> Any:
-    extra: dict[str, Any] = {"resume": resume}
-    if isinstance(default, type):
-        return Field(default_factory=default, description=text, json_schema_extra=extra, **bounds)
-    return Field(default, description=text, json_schema_extra=extra, **bounds)  # pydantic copies lists per instance
-
-
-def _check_range(value: list[float], floor: float, ceiling: float) -> list[float]:
-    low, high = value
-    if not floor <= low <= high <= ceiling:
-        raise ValueError(f"must be two numbers, {floor:g} <= low <= high <= {ceiling:g}")
-    return value
-
-
-def fixed(default: Any, text: str, **bounds: Any) -> Any:
-    """Declare a field that belongs to the run's identity."""
-    return _field("fixed", default, text, bounds)
-
-
-def raisable(default: Any, text: str, **bounds: Any) -> Any:
-    """Declare a limit that a resume may raise, never lower."""
-    return _field("raise", default, text, bounds)
-
-
-def free(default: Any, text: str, **bounds: Any) -> Any:
-    """Declare a field that a resume may change."""
-    return _field("free", default, text, bounds)
-
-
-class Section(BaseModel):
-    """Base of every part of the config: frozen, strict about names, lenient about nothing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-class SourceConfig(Section):
-    """One source of labelled images."""
-
-    name: str = fixed("data", "Name of the source in tables, metrics and weights.", min_length=1)
-    path: str = free(
-        ...,
-        "A folder with real/ and fake/ (also under train/ val/ test/), a CSV, a pack, or a zip of any of these; "
-        "local or a URL. Relative paths start at the working directory.",
-        min_length=1,
-    )
-    image_dir: str | None = free(None, "Folder that the CSV's paths start from; default: the CSV's own folder.")
-    weight: float = fixed(1.0, "Share of the source in an epoch under `data.sampling: weighted`.", gt=0)
-    splits: list[Split] | None = fixed(
-        None,
-        "Splits this source contributes to; rows of other splits are left out, rows without a split are divided over "
-        "these. [val] makes a validation source that is never trained on.",
-    )
-
-
-class DataConfig(Section):
-    """What to learn from."""
-
-    sources: list[SourceConfig] = fixed([], "The sources, at least one for training.")
-    image_size: int = fixed(224, "Height and width of the model's input, pixels.", ge=32, le=2048)
-    geometry: Literal["resize", "pad", "crop"] = fixed(
-        "resize",
-        "How an image becomes square: `resize` squashes it, `pad` keeps its aspect and pads with black, `crop` takes a "
-        "square at native resolution (random in training, central otherwise; smaller images are enlarged first).",
-    )
-    sampling: Literal["proportional", "balanced", "weighted"] = fixed(
-        "proportional",
-        "`proportional`: every training example once an epoch. `balanced`: classes equally often and, within a class, "
-        "sources equally often. `weighted`: classes equally often, sources by their `weight`.",
-    )
-    split_ratios: list[float] = fixed(
-        [0.8, 0.1, 0.1], "Shares of train, val and test for rows without a split.", min_length=3, max_length=3
-    )
-    max_bad_fraction: float = free(
-        0.01, "Largest share of unreadable images; above it the run stops before training.", ge=0, le=1
-    )
-    max_megapixels: float = fixed(40.0, "Larger images are refused as decompression bombs, megapixels.", gt=0, le=1000)
-    num_threads: int | None = free(
-        None, "Decoding threads per worker; null: the worker's CPUs. Changes speed only.", ge=1, le=256
-    )
-    cache_decoded: Literal["auto", "on", "off"] = free(
-        "auto", "Keep decoded images on local disk after epoch 1; auto: when they fit in half of the free space."
-    )
-
-    @field_validator("sources")
-    @classmethod
-    def _names_differ(cls, value: list[SourceConfig]) -> list[SourceConfig]:
-        names = [source.name for source in value]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"name {repeated[0]!r} is used twice; every source needs a name of its own")
-        return value
-
-    @field_validator("split_ratios")
-    @classmethod
-    def _ratios_sum_to_one(cls, value: list[float]) -> list[float]:
-        if min(value) < 0 or abs(sum(value) - 1.0) > 1e-6:
-            raise ValueError("must be three shares >= 0 that sum to 1")
-        return value
-
-
-class AugmentConfig(Section):
-    """Random changes to training images; each draw is a function of (seed, epoch, example)."""
-
-    flip: Probability = fixed(0.0, "Probability of a horizontal flip.")
-    rotation_degrees: float = fixed(0.0, "Largest rotation, degrees, uniform in +-this.", ge=0, le=180)
-    rotation_probability: Probability = fixed(1.0, "Probability of a rotation.")
-    brightness: float = fixed(0.0, "Brightness factor, uniform in 1 +- this.", ge=0, le=1)
-    contrast: float = fixed(0.0, "Contrast factor, uniform in 1 +- this.", ge=0, le=1)
-    saturation: float = fixed(0.0, "Saturation factor, uniform in 1 +- this.", ge=0, le=1)
-    hue: float = fixed(0.0, "Hue shift, uniform in +-this, turns.", ge=0, le=0.5)
-    jitter_probability: Probability = fixed(1.0, "Probability of the four colour changes together.")
-    jpeg_probability: Probability = fixed(0.0, "Probability of a JPEG compression.")
-    jpeg_quality: list[int] = fixed([60, 100], "Lowest and highest JPEG quality, uniform.", min_length=2, max_length=2)
-    noise_probability: Probability = fixed(0.0, "Probability of Gaussian noise.")
-    noise_std: float = fixed(0.02, "Standard deviation of the noise, in units of the full range 0-1.", ge=0, le=1)
-    blur_probability: Probability = fixed(0.0, "Probability of a Gaussian blur.")
-    blur_sigma: list[float] = fixed(
-        [0.3, 1.5], "Smallest and largest blur, pixels, uniform.", min_length=2, max_length=2
-    )
-    resize_probability: Probability = fixed(0.0, "Probability of resizing down and back up.")
-    resize_scale: list[float] = fixed(
-        [0.5, 1.0], "Smallest and largest scale of that resize, uniform.", min_length=2, max_length=2
-    )
-
-    @field_validator("jpeg_quality")
-    @classmethod
-    def _quality_range(cls, value: list[int]) -> list[int]:
-        _check_range([float(number) for number in value], 1, 100)
-        return value
-
-    @field_validator("blur_sigma")
-    @classmethod
-    def _sigma_range(cls, value: list[float]) -> list[float]:
-        return _check_range(value, 0.01, 5)
-
-    @field_validator("resize_scale")
-    @classmethod
-    def _scale_range(cls, value: list[float]) -> list[float]:
-        return _check_range(value, 0.05, 1)
-
-
-class ModelConfig(Section):
-    """Which network."""
-
-    name: str = fixed(
-        "dual_branch",
-        "`dual_branch` (the 43.7 M-parameter model of EfficientNet-B4 and a frequency branch), `dual_branch_v2`, "
-        "`compact` (0.2 M parameters, learns from scratch on a CPU), `timm:NAME` or `hf:REPO`.",
-        pattern=r"^(dual_branch|dual_branch_v2|compact|timm:.+|hf:.+)$",
-    )
-    pretrained: bool | str = fixed(
-        True, "true: the backbone's published weights; false: random weights; a path: a safetensors file or folder."
-    )
-    dropout: float | None = fixed(None, "Dropout before the classifier; null: the model's own.", ge=0, lt=1)
-    drop_path: float | None = fixed(None, "Stochastic depth of the backbone; null: the model's own.", ge=0, lt=1)
-    freeze_backbone: bool = fixed(False, "Train the head only; the backbone's BatchNorm statistics stay too.")
-    unfreeze_after_epochs: int | None = fixed(None, "Unfreeze the backbone after this many epochs; null: never.", ge=1)
-    gradient_checkpointing: bool = free(False, "Recompute activations in the backward pass: less memory, more time.")
-    trust_remote_code: bool = fixed(False, "Allow a Hugging Face repository to run its own Python code.")
-
-    @field_validator("unfreeze_after_epochs")
-    @classmethod
-    def _frozen_before(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("freeze_backbone") is False:
-            raise ValueError("has no effect with freeze_backbone = false; set that to true or this to null")
-        return value
-
-
-class LossWeights(Section):
-    """Weights of the parts of the objective."""
-
-    cross_entropy: float = fixed(0.0, "Weight of the cross-entropy.", ge=0)
-    focal: float = fixed(0.0, "Weight of the focal loss.", ge=0)
-    soft_f1: float = fixed(0.0, "Weight of the differentiable macro-F1 loss.", ge=0)
-
-    @field_validator("soft_f1")
-    @classmethod
-    def _some_weight(cls, value: float, info: ValidationInfo) -> float:
-        if value == info.data.get("cross_entropy") == info.data.get("focal") == 0:
-            raise ValueError("cross_entropy and focal are 0 too; at least one weight must be > 0")
-        return value
-
-
-class LossPhase(LossWeights):
-    """Loss weights from one epoch on."""
-
-    from_epoch: int = fixed(..., "First epoch of the phase, counted from 0.", ge=0)
-
-
-class LossConfig(LossWeights):
-    """The objective, a weighted sum over the global batch."""
-
-    cross_entropy: float = fixed(1.0, "Weight of the cross-entropy.", ge=0)
-    phases: list[LossPhase] = fixed([], "Later weights: the last phase whose `from_epoch` has come is in force.")
-    focal_gamma: float = fixed(2.0, "Exponent of the focal loss.", ge=0, le=10)
-    focal_alpha: float | None = fixed(
-        None,
-        "Focal weight of the class fake; real gets 1 - alpha. The widespread 0.25 weighs fakes three times LESS than "
-        "real images; null weighs both alike.",
-        gt=0,
-        lt=1,
-    )
-    label_smoothing: float = fixed(0.0, "Share of the target spread over both classes, cross-entropy only.", ge=0, lt=1)
-    class_weights: list[float] | Literal["balanced"] | None = fixed(
-        None,
-        "Weights of real and fake in cross-entropy and focal; `balanced`: inverse frequency in the training split.",
-    )
-
-    @field_validator("phases")
-    @classmethod
-    def _phases_in_order(cls, value: list[LossPhase]) -> list[LossPhase]:
-        starts = [phase.from_epoch for phase in value]
-        if starts != sorted(set(starts)):
-            raise ValueError(f"from_epoch = {starts}; must increase from phase to phase")
-        return value
-
-    @field_validator("class_weights")
-    @classmethod
-    def _two_weights(cls, value: list[float] | str | None) -> list[float] | str | None:
-        if isinstance(value, list) and (len(value) != 2 or min(value) <= 0):
-            raise ValueError("must be two numbers > 0, of real and of fake")
-        return value
 
 
 class OptimConfig(Section):
@@ -380,7 +151,7 @@ class LoggingConfig(Section):
 class RunConfig(Section):
     """One training run."""
 
-    task: Literal["detector"] = fixed("detector", "What to train.")
+    task: Literal["detector", "ranker"] = fixed("detector", "What to train.")
     name: str | None = free(
         None,
         "Name of the run; with the storage it identifies the run. Default: the config file's name.",
@@ -391,9 +162,32 @@ class RunConfig(Section):
     data: DataConfig = fixed(DataConfig, "What to learn from.")
     augment: AugmentConfig = fixed(AugmentConfig, "Random changes to training images.")
     model: ModelConfig = fixed(ModelConfig, "Which network.")
-    loss: LossConfig = fixed(LossConfig, "The objective.")
+    loss: LossConfig = fixed(LossConfig, "The detector's objective.")
+    pairs: PairsConfig = fixed(PairsConfig, "The ranker's objective.")
     optim: OptimConfig = fixed(OptimConfig, "The optimizer and its schedule.")
     train: TrainConfig = fixed(TrainConfig, "How to train.")
     checkpoint: CheckpointConfig = free(CheckpointConfig, "When to save and what to keep.")
     scale: ScaleConfig = free(ScaleConfig, "On what to run.")
     logging: LoggingConfig = free(LoggingConfig, "What to report.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_task_defaults(cls, values: Any) -> Any:
+        """Put a task's own defaults where the config says nothing."""
+        if not isinstance(values, dict):
+            return values
+        filled = dict(values)
+        for section, defaults in _TASK_DEFAULTS.get(str(values.get("task")), {}).items():
+            given = filled.get(section, {})
+            if isinstance(given, dict):
+                filled[section] = {**defaults, **given}
+        return filled
+
+
+_TASK_DEFAULTS: Final[dict[str, dict[str, dict[str, Any]]]] = {
+    "ranker": {
+        "data": {"image_size": 756},
+        "model": {"name": "hf:facebook/dinov2-large", "freeze_backbone": True},
+    }
+}
+"""Defaults that differ from the fields' own."""

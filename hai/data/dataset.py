@@ -42,12 +42,12 @@ class ImageDataset:
     Args:
         manifest: all examples of the run; `index` of a batch points into it.
         config: what becomes of an image, and its random changes in training.
-        split: train, val or test.
+        split: train, val or test; None: all of them.
     """
 
-    def __init__(self, manifest: Manifest, config: RunConfig, split: str) -> None:
+    def __init__(self, manifest: Manifest, config: RunConfig, split: str | None) -> None:
         self.manifest, self.config, self.split = manifest, config, split
-        self.rows: NDArray[np.int64] = manifest.indices(split)
+        self.rows: NDArray[np.int64] = np.arange(len(manifest)) if split is None else manifest.indices(split)
         self.labels: NDArray[np.int64] = manifest.label[self.rows].astype(np.int64)
         self._is_intact = np.zeros(len(manifest), dtype=bool)  # content compared with its hash, in this process
         self._cache = open_cache(manifest, config.data, num_uses=self._num_uses())
@@ -146,7 +146,7 @@ class ImageDataset:
         num_training = max(1, len(self.manifest.indices("train")))
         limit = (train.max_steps or math.inf) * train.global_batch_size / num_training
         epochs = min(train.max_epochs or math.inf, limit)
-        return {"train": epochs, "val": epochs / train.eval_every_epochs}.get(self.split, 1)
+        return {"train": epochs, "val": epochs / train.eval_every_epochs}.get(self.split or "", 1)
 
     def _source_weights(self, sources: list[str]) -> NDArray[np.float64]:
         if self.config.data.sampling == "balanced":

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hai.data.content import Content, Progress, check_images
-from hai.data.rows import Rows, raise_faults
+from hai.data.rows import COMPARED, Rows, raise_faults
 from hai.data.splits import assign_splits, codes_of, components, content_keys
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
@@ -18,7 +18,19 @@ from hai.types import LABELS, SPLITS
 if TYPE_CHECKING:
     from hai.config.schema import DataConfig, SourceConfig
 
-__all__ = ["Table", "divide", "hash_words", "join_sources", "leaks", "refuse_contradictions", "refuse_empty"]
+__all__ = [
+    "Table",
+    "divide",
+    "hash_words",
+    "is_divided",
+    "join_comparisons",
+    "join_sources",
+    "leaks",
+    "near_leaks",
+    "refuse_contradictions",
+    "refuse_empty",
+    "units_of",
+]
 
 _NAMED: Final = 5
 """How many examples a line about many of them names."""
@@ -44,6 +56,12 @@ class Table:
     split: NDArray[np.int8]
     width: NDArray[np.int32]
     height: NDArray[np.int32]
+    image_id: list[str]
+    place: list[str]
+    """Where a CSV names the row; "" if nowhere."""
+    score: NDArray[np.float64]
+    number: NDArray[np.int64]
+    """Position among all rows that the sources named."""
 
     def rows(self, chosen: NDArray[Any]) -> Table:
         """Return the chosen rows, by mask or position."""
@@ -94,6 +112,10 @@ def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float,
                 split=np.array(rows.split, dtype=np.int8),
                 width=content.width,
                 height=content.height,
+                image_id=rows.image_id or rows.path,
+                place=rows.place or [""] * size,
+                score=np.array(rows.score) if rows.score else np.full(size, np.nan),
+                number=np.zeros(size, dtype=np.int64),
             )
         )
     joined: dict[str, Any] = {}
@@ -104,7 +126,16 @@ def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float,
         else:
             joined[field.name] = np.concatenate(parts)
     joined["content"] = _content_codes(joined["sha256"])
+    joined["number"] = np.arange(len(joined["path"]), dtype=np.int64)
     return Table(**joined)
+
+
+def join_comparisons(loaded: list[tuple[SourceConfig, Rows]]) -> NDArray[np.int32]:
+    """Put the sources' comparisons together, [P, 3], numbered as join_sources numbers rows."""
+    starts = np.cumsum([0, *(len(rows.path) for _, rows in loaded)])
+    parts = [np.array(rows.comparisons, dtype=np.int32).reshape(-1, 3) for _, rows in loaded]
+    shifted = [part + np.array([start, start, 0]) for part, start in zip(parts, starts, strict=False)]
+    return np.concatenate(shifted).astype(np.int32)
 
 
 def hash_words(sha256: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
@@ -121,23 +152,25 @@ def _content_codes(sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
     return codes
 
 
-def _repeats(table: Table, column: NDArray[np.int8]) -> list[NDArray[np.int64]]:
-    """Find the contents that occur with more than one value of a column: the rows of each."""
-    if not len(table.path):
+def _repeats(key: NDArray[np.int64], column: NDArray[np.int8]) -> list[NDArray[np.int64]]:
+    """Find the keys that occur with more than one value of a column: the rows of each."""
+    if not len(key):
         return []
-    order = np.argsort(table.content, kind="stable")
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(table.content[order])) + 1])
+    order = np.argsort(key, kind="stable")
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(key[order])) + 1])
     lowest = np.minimum.reduceat(column[order], starts)
     highest = np.maximum.reduceat(column[order], starts)
     ends = np.append(starts[1:], len(order))
     return [order[starts[k] : ends[k]] for k in np.flatnonzero(lowest != highest)]
 
 
-def refuse_contradictions(table: Table) -> None:
-    """Refuse contents that are labelled both real and fake."""
+def refuse_contradictions(table: Table, labels: tuple[str, ...]) -> None:
+    """Refuse contents that have two labels."""
     faults = []
-    for rows in _repeats(table, table.label):
-        named = ", ".join(f"{table.source[i]}: {table.path[i]} = {LABELS[table.label[i]]}" for i in rows[:_NAMED])
+    for rows in _repeats(table.content, table.label):
+        named = ", ".join(
+            f"{table.place[i] or table.source[i]}: {table.path[i]} = {labels[table.label[i]]}" for i in rows[:_NAMED]
+        )
         faults.append(f"{named}; the same image with contradicting labels")
     if faults:
         raise_faults(faults)
@@ -157,8 +190,19 @@ def _shares(data: DataConfig) -> NDArray[np.float64]:
     return normalised
 
 
-def divide(table: Table, data: DataConfig, seed: int) -> Table:
-    """Give every row a split and keep those that their source contributes; refuse a group that is in two splits."""
+def is_divided(table: Table, data: DataConfig) -> bool:
+    """Say whether some row has no split and more than one to go to."""
+    return bool(((table.split < 0) & ((_shares(data) > 0).sum(axis=1) > 1)[table.root]).any())
+
+
+def units_of(table: Table, data: DataConfig, near: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Number what must stay in one split, [N]: groups, equal contents, near-duplicates; refuse a group that is in two.
+
+    Args:
+        table: the rows, [N].
+        data: the sources.
+        near: number of each row's near-duplicates, if they were looked for, [N].
+    """
     group, names = codes_of(table.group)
     grouped = np.array([bool(name) for name in names], dtype=np.bool_)[group] if names else np.zeros(0, dtype=np.bool_)
     group = np.where(grouped, group * len(data.sources) + table.root, -1)
@@ -172,7 +216,12 @@ def divide(table: Table, data: DataConfig, seed: int) -> Table:
             source = data.sources[code % len(data.sources)].name
             faults.append(f"source {source}: group {names[code // len(data.sources)]!r} is in {splits}")
         raise_faults(faults, "a group must not be divided over splits; mend the split column or leave it empty")
-    unit = components(group, table.content * len(data.sources) + table.root)
+    keys = [table.content] if near is None else [table.content, near]
+    return components(group, *(key * len(data.sources) + table.root for key in keys))
+
+
+def divide(table: Table, data: DataConfig, seed: int, unit: NDArray[np.int64]) -> Table:
+    """Give every row a split, units whole, and keep the rows that their source contributes."""
     source, _ = codes_of(table.source)
     table.split = assign_splits(
         table.split, table.label, source, unit, content_keys(table.sha256), _shares(data)[table.root], seed
@@ -182,17 +231,32 @@ def divide(table: Table, data: DataConfig, seed: int) -> Table:
 
 def leaks(table: Table) -> list[str]:
     """Say in a line whether contents occur in more than one split."""
-    repeats = _repeats(table, table.split)
+    repeats = _repeats(table.content, table.split)
     if not repeats:
         return []
     named = ", ".join(f"{table.path[i]} ({SPLITS[table.split[i]]})" for i in repeats[0][:_NAMED])
     return [f"{len(repeats)} images are in more than one split, such as {named}; scores there are too good"]
 
 
-def refuse_empty(table: Table, require: tuple[str, ...]) -> None:
-    """Refuse required splits without examples, and a required `train` without both classes."""
-    counts = np.zeros((len(SPLITS), len(LABELS)), dtype=np.int64)
+def near_leaks(table: Table, near: NDArray[np.int64]) -> list[str]:
+    """Say in a line whether near-duplicates, numbered by their `number`, were given different splits."""
+    near = near[table.number]
+    repeats = [rows for rows in _repeats(near, table.split) if len(np.unique(table.content[rows])) > 1]
+    if not repeats:
+        return []
+    named = ", ".join(f"{table.path[i]} ({SPLITS[table.split[i]]})" for i in repeats[0][:_NAMED])
+    return [
+        f"{len(repeats)} sets of near-duplicates are in more than one split, such as {named}; scores there are too good"
+    ]
+
+
+def refuse_empty(
+    table: Table, require: tuple[str, ...], labels: tuple[str, ...], comparisons: NDArray[np.int32]
+) -> None:
+    """Refuse required splits without examples, a detector's `train` without both classes, a ranker's without pairs."""
+    counts = np.zeros((len(SPLITS), len(labels)), dtype=np.int64)
     np.add.at(counts, (table.split, table.label), 1)
+    compared = np.bincount(table.split[comparisons[:, 0]], minlength=len(SPLITS))
     have = ", ".join(f"{name} {counts[k].sum()}" for k, name in enumerate(SPLITS))
     faults = []
     for name in require:
@@ -202,7 +266,12 @@ def refuse_empty(table: Table, require: tuple[str, ...]) -> None:
                 f"data: no {name} examples ({have}); name the split in the CSV or the folder, "
                 "or name none and let data.split_ratios divide them"
             )
-        elif name == "train" and not counts[k].all():
+        elif labels == COMPARED and not compared[k]:
+            faults.append(f"data: no comparisons in {name} ({have} images); it needs at least one, give them a split")
+        elif labels not in (LABELS, COMPARED) and (counts[k] > 0).sum() < 2:
+            only = labels[int(counts[k].argmax())]
+            faults.append(f"data: only tier {only} in {name} ({have}); it needs images of at least two tiers")
+        elif labels == LABELS and name == "train" and not counts[k].all():
             missing = LABELS[int(counts[k].argmin())]
             faults.append(
                 f"data: no {missing} examples in train ({have}); training needs both classes (a sub-folder of a class "

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,11 +14,32 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.data.comparisons import (
+    comparison_arrays,
+    comparison_units,
+    comparisons_of,
+    keep_comparisons,
+    refuse_equal,
+)
 from hai.data.content import Progress
-from hai.data.gather import divide, hash_words, join_sources, leaks, refuse_contradictions, refuse_empty
-from hai.data.rows import Rows, raise_faults
-from hai.data.sources import load_source
-from hai.data.splits import codes_of
+from hai.data.duplicates import close_pairs, perceptual_hashes
+from hai.data.gather import (
+    Table,
+    divide,
+    hash_words,
+    is_divided,
+    join_comparisons,
+    join_sources,
+    leaks,
+    near_leaks,
+    refuse_contradictions,
+    refuse_empty,
+    units_of,
+)
+from hai.data.rows import COMPARED, Rows, raise_faults
+from hai.data.sources import DETECTOR, load_source
+from hai.data.splits import codes_of, linked
+from hai.data.tiers import ranked_form
 from hai.errors import DataError, StorageError
 from hai.types import LABELS, SPLITS, Record
 
@@ -50,7 +71,7 @@ class Manifest:
     sha256: NDArray[np.uint8]
     """Content hash, [N, 32]."""
     label: NDArray[np.int8]
-    """0 real, 1 fake."""
+    """Position in `labels`: 0 real, 1 fake; or the tier, 0 the best."""
     split: NDArray[np.int8]
     """Position in SPLITS."""
     source: list[str]
@@ -65,19 +86,33 @@ class Manifest:
     """Files that are no examples because they cannot be read or decoded."""
     warnings: tuple[str, ...] = ()
     """Lines that a person should see."""
+    labels: tuple[str, ...] = LABELS
+    """Names of the label codes: real and fake, the tiers from the best on, or ("image",) with comparisons."""
+    image_id: list[str] | None = None
+    """A ranker's names for images."""
+    score: NDArray[np.float64] | None = None
+    """A ranker's `data.score_column`, NaN where it is empty."""
+    comparisons: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int32))
+    """Left row, right row and preference (1 left, -1 right, 0 tie), each within one split, in order, [P, 3]."""
 
     def __len__(self) -> int:
         return len(self.path)
 
     @cached_property
     def identity(self) -> str:
-        """Hash of all (content, label, group, split), in hex: what must not change when a run is resumed."""
+        """Hash of all (content, label, group, split) and comparisons, in hex: what a resumed run must find again."""
         group, _ = codes_of(self.group)
         keys: list[NDArray[Any]] = [self.split, group, self.label, *hash_words(self.sha256)]
         order = np.lexsort(keys)
         facts = np.concatenate([self.sha256, np.stack([self.label, self.split], axis=1).view(np.uint8)], axis=1)
         hasher = hashlib.sha256(facts[order].tobytes())
         hasher.update("\0".join(self.group[i] for i in order.tolist()).encode("utf-8", "surrogateescape"))
+        if len(self.comparisons):
+            content = np.zeros(len(order), dtype=np.int32)
+            content[order[1:]] = np.cumsum((self.sha256[order[1:]] != self.sha256[order[:-1]]).any(axis=1))
+            left, right, preference = self.comparisons.T
+            rows = np.stack([self.split[left].astype(np.int32), content[left], content[right], preference], axis=1)
+            hasher.update(b"\0comparisons\0" + rows[np.lexsort(rows.T)].astype("<i4").tobytes())
         return hasher.hexdigest()
 
     def indices(self, split: str) -> NDArray[np.int64]:
@@ -104,18 +139,24 @@ class Manifest:
         return data
 
     def table(self) -> list[Record]:
-        """Count examples: one record per source and split, `source`, `split`, `real`, `fake`, `groups`."""
+        """Count examples: a record per source and split, `source`, `split`, each of `labels`, `groups`.
+
+        With comparisons also `comparisons`.
+        """
         source, names = codes_of(self.source)
         group, _ = codes_of(self.group)
+        compared = np.bincount(self.comparisons[:, 0], minlength=len(self))
         alone = np.array([not name for name in self.group], dtype=np.bool_)
         records: list[Record] = []
         for s, name in enumerate(names):
             for k, split in enumerate(SPLITS):
                 rows = (source == s) & (self.split == k)
                 if rows.any():
-                    counts = np.bincount(self.label[rows], minlength=len(LABELS))
+                    counts = np.bincount(self.label[rows], minlength=len(self.labels))
                     num_groups = len(np.unique(group[rows & ~alone])) + int((rows & alone).sum())
-                    counted = dict(zip(LABELS, counts.tolist(), strict=True))
+                    counted = dict(zip(self.labels, counts.tolist(), strict=True))
+                    if self.labels == COMPARED:
+                        counted["comparisons"] = int(compared[rows].sum())
                     records.append({"source": name, "split": split, **counted, "groups": num_groups})
         return records
 
@@ -138,6 +179,7 @@ def build_manifest(
     data: DataConfig,
     seed: int,
     *,
+    task: str = "detector",
     require: tuple[str, ...] = ("train", "val"),
     progress: Progress | None = None,
 ) -> Manifest:
@@ -146,7 +188,9 @@ def build_manifest(
     Args:
         data: the sources and the rules.
         seed: of the split of rows that have none.
-        require: splits that must not be empty; `train` must also hold both classes.
+        task: detector (real or fake) or ranker (tiers or comparisons).
+        require: splits that must not be empty. A detector's `train` must also hold both classes; each of a ranker's
+            two tiers, or a comparison.
         progress: called with (done, total) while something takes long.
 
     Raises:
@@ -157,14 +201,17 @@ def build_manifest(
         raise DataError("data.sources: empty; name at least one, such as data.sources=[{path: faces/labels.csv}]")
     faults: list[str] = []
     loaded: list[tuple[SourceConfig, Rows]] = []
+    form = ranked_form(data) if task == "ranker" else DETECTOR
     for config in data.sources:
         try:
-            loaded.append((config, load_source(config, faults, progress)))
+            loaded.append((config, load_source(config, faults, progress, form=form)))
         except DataError as error:
             faults += str(error).split("\n")
     if faults:
         raise_faults(faults)
+    labels = _common_labels(loaded)
     table = join_sources(loaded, data.max_megapixels, progress)
+    comparisons, num_rows = join_comparisons(loaded), len(table.path)
     problems = tuple(Problem(table.path[i], error) for i, error in enumerate(table.error) if error)
     if len(problems) > data.max_bad_fraction * len(table.path):
         raise_faults(
@@ -172,16 +219,66 @@ def build_manifest(
             f"{len(problems)} of {len(table.path)} images cannot be used, more than "
             f"data.max_bad_fraction = {data.max_bad_fraction:g}; mend or remove them, or raise it",
         )
-    table = table.rows(np.array([not error for error in table.error], dtype=np.bool_))
-    refuse_contradictions(table)
-    table = divide(table, data, seed)
-    refuse_empty(table, require)
-    warnings = [line for _, rows in loaded for line in rows.warnings] + leaks(table)
+    warnings = [line for _, rows in loaded for line in rows.warnings]
+    usable = np.array([not error for error in table.error], dtype=np.bool_)
+    faults = refuse_equal(table, comparisons[usable[comparisons[:, :2]].all(axis=1)])
+    if faults:
+        raise_faults(faults)
+    if lost := int((~usable[comparisons[:, :2]].all(axis=1)).sum()):
+        warnings.append(f"{lost} of {len(comparisons)} comparisons name unusable images and are left out")
+    table = table.rows(usable)
+    refuse_contradictions(table, labels)
+    near = _near_duplicates(table, data, progress) if task == "ranker" and is_divided(table, data) else None
+    unit = units_of(table, data, near)
+    if len(comparisons):
+        position = np.full(num_rows, -1, dtype=np.int32)
+        position[table.number] = np.arange(len(table.path), dtype=np.int32)
+        here = np.concatenate([position[comparisons[:, :2]], comparisons[:, 2:]], axis=1)
+        unit = comparison_units(table, here[(here[:, :2] >= 0).all(axis=1)], unit, len(data.sources))
+    numbers = table.number
+    table = divide(table, data, seed, unit)
+    warnings += leaks(table)
+    if near is not None:
+        by_number = np.zeros(num_rows, dtype=np.int64)
+        by_number[numbers] = near
+        warnings += near_leaks(table, by_number)
     source, _ = codes_of(table.source)
     group, _ = codes_of(table.group)
     table = table.rows(np.lexsort((table.split, group, source, table.label, table.content)))
-    columns = {field.name: getattr(table, field.name) for field in fields(Manifest) if hasattr(table, field.name)}
-    return Manifest(**columns, problems=problems, warnings=tuple(warnings))
+    comparisons, notes = keep_comparisons(table, comparisons, num_rows, data)
+    refuse_empty(table, require, labels, comparisons)
+    columns = {item.name: getattr(table, item.name) for item in fields(Manifest) if hasattr(table, item.name)}
+    if task == "detector":
+        columns["image_id"] = None
+    if not any(rows.score for _, rows in loaded):
+        columns["score"] = None
+    return Manifest(**columns, problems=problems, warnings=(*warnings, *notes), labels=labels, comparisons=comparisons)
+
+
+def _common_labels(loaded: list[tuple[SourceConfig, Rows]]) -> tuple[str, ...]:
+    """Return what all sources' labels are; tiers and comparisons do not mix."""
+    compared = [config.name for config, rows in loaded if rows.labels == COMPARED]
+    if compared and len(compared) < len(loaded):
+        graded = [config.name for config, rows in loaded if rows.labels != COMPARED]
+        raise DataError(
+            f"data.sources: {', '.join(compared)} hold comparisons and {', '.join(graded)} tiers; a run's sources must "
+            "be all of one kind, train one after the other"
+        )
+    return loaded[0][1].labels
+
+
+def _near_duplicates(table: Table, data: DataConfig, progress: Progress | None) -> NDArray[np.int64] | None:
+    """Number the sets of images that look alike, [N]; None: not asked for."""
+    if data.near_duplicate_distance is None:
+        return None
+
+    def read(i: int) -> bytes:
+        with open(table.file[i], "rb") as file:
+            file.seek(int(table.offset[i]))
+            return file.read(int(table.length[i]))
+
+    hashes = perceptual_hashes(table.sha256, read, data.max_megapixels, progress)
+    return linked(len(hashes), close_pairs(hashes, data.near_duplicate_distance))
 
 
 def save_manifest(manifest: Manifest, path: str | Path) -> None:
@@ -189,12 +286,17 @@ def save_manifest(manifest: Manifest, path: str | Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {field.name: getattr(manifest, field.name) for field in fields(Manifest)}
-    problems, warnings = columns.pop("problems"), columns.pop("warnings")
+    columns = {item.name: getattr(manifest, item.name) for item in fields(Manifest)}
+    problems, warnings, labels = (columns.pop(name) for name in ("problems", "warnings", "labels"))
+    columns.pop("comparisons")
+    columns = {name: column for name, column in columns.items() if column is not None}
+    if len(manifest.comparisons):
+        columns |= comparison_arrays(manifest.comparisons, len(manifest))
     columns["sha256"] = pa.array([row.tobytes() for row in manifest.sha256], pa.binary(32))
     for name in ("path", "file", "source", "group"):
         columns[name] = pa.array(columns[name], pa.string())
-    text = json.dumps({"problems": [list(problem) for problem in problems], "warnings": list(warnings)})
+    notes = {"problems": [list(problem) for problem in problems], "warnings": list(warnings), "labels": list(labels)}
+    text = json.dumps(notes)
     table = pa.table(columns).replace_schema_metadata({"hai": text, "identity": manifest.identity})
     target = Path(path)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -223,13 +325,18 @@ def load_manifest(path: str | Path) -> Manifest:
         notes = json.loads(table.schema.metadata[b"hai"])
         columns: dict[str, Any] = {name: table[name] for name in table.column_names}
         digests = b"".join(columns["sha256"].to_pylist())
+        comparisons = comparisons_of(columns)
+        texts = ("path", "file", "source", "group", "image_id")
         for name, column in columns.items():
-            columns[name] = column.to_pylist() if name in ("path", "file", "source", "group") else column.to_numpy()
+            columns[name] = column.to_pylist() if name in texts else column.to_numpy()
         columns["sha256"] = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
         problems = tuple(Problem(*problem) for problem in notes["problems"])
-        manifest = Manifest(**columns, problems=problems, warnings=tuple(notes["warnings"]))
+        labels = tuple(notes.get("labels", LABELS))  # older ones hold none
+        manifest = Manifest(
+            **columns, problems=problems, warnings=tuple(notes["warnings"]), labels=labels, comparisons=comparisons
+        )
         if manifest.identity.encode() != table.schema.metadata[b"identity"]:
             raise ValueError("its content is not what its identity says")
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, DataError) as error:
         raise DataError(f"{path}: not a manifest, or damaged ({error}); index the data again") from None
     return manifest

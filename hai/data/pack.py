@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.data.comparisons import comparison_arrays, comparisons_of
 from hai.data.content import Progress, hash_files, stat_files
 from hai.data.remote import copy_file, open_url
 from hai.data.rows import Packed, Rows, source_name
 from hai.errors import DataError, StorageError
 from hai.paths import locked
-from hai.types import SPLITS
+from hai.types import LABELS, SPLITS
 
 if TYPE_CHECKING:
     from hai.data.manifest import Manifest
@@ -140,6 +141,13 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
 
     roots = {source.partition("/")[0] for source in manifest.source}
     sources = [s.partition("/")[2] for s in manifest.source] if len(roots) == 1 else manifest.source
+    ranked: dict[str, Any] = {}
+    if manifest.image_id is not None:
+        ranked["image_id"] = pa.array(manifest.image_id, pa.string())
+    if manifest.score is not None:
+        ranked["score"] = pa.array(manifest.score)
+    if len(manifest.comparisons):
+        ranked |= comparison_arrays(manifest.comparisons, len(manifest))
     table = pa.table(
         {
             "path": pa.array(manifest.path, pa.string()),
@@ -153,8 +161,11 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
             "source": pa.array(sources, pa.string()),
             "width": pa.array(manifest.width),
             "height": pa.array(manifest.height),
+            **ranked,
         }
     )
+    if manifest.labels != LABELS:
+        table = table.replace_schema_metadata({"labels": json.dumps(manifest.labels)})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -263,7 +274,12 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
         table = pq.read_table(paths[0])
         columns = {column: table[column] for column in table.column_names}
         part = columns["part"].to_numpy()
+        labels = (table.schema.metadata or {}).get(b"labels")
         rows = Rows(
+            labels=tuple(json.loads(labels)) if labels else LABELS,
+            image_id=columns["image_id"].to_pylist() if "image_id" in columns else [],
+            score=columns["score"].to_pylist() if "score" in columns else [],
+            comparisons=list(map(tuple, comparisons_of(columns).tolist())),
             path=columns["path"].to_pylist(),
             file=[paths[1 + p] for p in part.tolist()],
             label=columns["label"].to_pylist(),
@@ -280,6 +296,6 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
             columns["width"].to_numpy(),
             columns["height"].to_numpy(),
         )
-    except (pa.ArrowException, KeyError, ValueError, IndexError) as error:
+    except (pa.ArrowException, KeyError, ValueError, IndexError, DataError) as error:
         raise DataError(f"{paths[0]}: not an index of a pack ({error}); build it again") from None
     return rows

@@ -23,7 +23,16 @@ from hai.data.content import Progress, in_threads
 from hai.errors import DataError, StorageError
 from hai.paths import cache_folder, locked
 
-__all__ = ["copy_file", "is_remote_file", "is_url", "local_copy", "open_url", "partial_file", "relative_files"]
+__all__ = [
+    "copy_file",
+    "is_remote_file",
+    "is_remote_folder",
+    "is_url",
+    "local_copy",
+    "open_url",
+    "partial_file",
+    "relative_files",
+]
 
 _CHUNK: Final = 16 << 20
 _TOKENS: Final = (
@@ -68,6 +77,19 @@ def is_remote_file(fs: Any, path: str) -> bool:
         return bool(fs.isfile(path))
     except Exception as error:  # every backend has its own exceptions
         raise StorageError(f"{path}: cannot be reached ({error}); check the URL and the credentials") from None
+
+
+def is_remote_folder(url: str) -> bool:
+    """Tell whether there is a folder at a URL.
+
+    Raises:
+        StorageError: the file system cannot be reached.
+    """
+    fs, path = open_url(url)
+    try:
+        return bool(fs.isdir(path))
+    except Exception as error:  # every backend has its own exceptions
+        raise StorageError(f"{url}: cannot be reached ({error}); check the URL and the credentials") from None
 
 
 def relative_files(fs: Any, root: str, url: str) -> dict[str, dict[str, Any]]:

@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 from hai.data.archives import listed
 from hai.errors import DataError
 from hai.paths import cache_folder
+from hai.types import LABELS
 
-__all__ = ["LABEL_CODES", "Packed", "Rows", "raise_faults", "source_name"]
+__all__ = ["COMPARED", "LABEL_CODES", "Packed", "Rows", "raise_faults", "source_name"]
 
 LABEL_CODES: Final = {"real": 0, "fake": 1, "0": 0, "1": 1}
 """What a label column may say, lower case."""
+
+COMPARED: Final = ("image",)
+"""The one label of images that are known by comparisons."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,16 @@ class Rows:
     """What stat_files says of the files, [N, 2]."""
     packed: Packed | None = None
     warnings: list[str] = field(default_factory=list)
+    labels: tuple[str, ...] = LABELS
+    """Names of the label codes."""
+    image_id: list[str] = field(default_factory=list)
+    """A ranker's names for images; empty: the paths."""
+    score: list[float] = field(default_factory=list)
+    """A ranker's numeric column, NaN where a cell is empty; empty without such a column."""
+    place: list[str] = field(default_factory=list)
+    """Where a ranker's CSV names each row, `table:line`; empty if nowhere."""
+    comparisons: list[tuple[int, int, int]] = field(default_factory=list)
+    """Positions of left and right, and 1 (left is better), -1 (right) or 0 (tie)."""
 
     def add(self, path: str, file: str, label: int, split: int, group: str, source: str) -> None:
         """Append one row."""

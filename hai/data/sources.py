@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
-import posixpath
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hai.data.archives import ARCHIVE_SUFFIXES, is_archive, unpack
 from hai.data.content import Progress, stat_files
 from hai.data.images import IMAGE_SUFFIXES
 from hai.data.pack import PACK_FILE, copy_pack, load_pack
-from hai.data.remote import is_remote_file, is_url, local_copy, open_url
-from hai.data.rows import LABEL_CODES, Rows, source_name
+from hai.data.remote import is_remote_file, is_remote_folder, is_url, local_copy, open_url
+from hai.data.rows import COMPARED, LABEL_CODES, Rows, source_name
+from hai.data.tables import ImageFolder, read_table, settle_files
 from hai.errors import DataError
 from hai.paths import cache_folder, locked
 from hai.types import LABELS, SPLITS
@@ -24,27 +24,79 @@ from hai.types import LABELS, SPLITS
 if TYPE_CHECKING:
     from hai.config.schema import SourceConfig
 
-__all__ = ["MANIPULATIONS", "load_source"]
+__all__ = ["DETECTOR", "MANIPULATIONS", "Form", "class_folders", "folder_table", "load_source", "locate_source"]
 
 MANIPULATIONS: Final = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection")
 """Sub-folders of a class that name how its images were made, in any case; they become part of the source's name."""
 
-_CANONICAL: Final = {name.lower(): name for name in MANIPULATIONS}
-_CSV_NAME: Final = "labels.csv"
-_HEADER: Final = "the first line must be path,label[,group][,split][,source]"
-_FORMS: Final = "a folder with real/ and fake/ (also under train/ val/ test/), a CSV, a pack, or an archive of these"
+_COLUMNS: Final = ("path", "label", "group", "split", "source")
+_HEADER: Final = "path,label[,group][,split][,source]"
 
 
-def load_source(config: SourceConfig, faults: list[str], progress: Progress | None = None) -> Rows:
+@dataclass(frozen=True)
+class Form:
+    """What the sources of a task look like."""
+
+    task: str
+    classes: tuple[str, ...]
+    """Names of the folders that label what is in them, in any case of letters; the position is the label."""
+    tables: tuple[str, ...]
+    """Names of CSVs that speak for the folder they lie in."""
+    shown: str
+    """All forms, for people."""
+    parts: Mapping[str, str]
+    """Sub-folders of a class, in lower case, that become part of the source's name."""
+    read_csv: Callable[[Path, str | None, str, list[str], Progress | None], Rows]
+    """Lists the rows of a CSV: table, image_dir, name, faults, progress."""
+    images: str = ""
+    """Folder beside a CSV that its paths start from, if it is there."""
+
+    def label_of(self, folder: str) -> int | None:
+        """Return the label that a folder's name stands for."""
+        names = [name.strip().lower() for name in self.classes]
+        return names.index(folder.strip().lower()) if folder.strip().lower() in names else None
+
+
+def load_source(
+    config: SourceConfig, faults: list[str], progress: Progress | None = None, *, form: Form | None = None
+) -> Rows:
     """List the rows of one source.
 
     Args:
         config: the source.
         faults: every bad row is appended to it, one line each; the rows returned are the good ones.
         progress: called with (done, total) while something is copied or unpacked.
+        form: what a source looks like; default: the detector's.
 
     Raises:
         DataError: nothing can be said about rows, because the source as a whole is unusable.
+        StorageError: it cannot be reached or copied.
+    """
+    form = form or DETECTOR
+    local, image_dir = locate_source(config, form, progress)
+    if local.is_dir() and (local / PACK_FILE).is_file():
+        return _of_task(load_pack(local, config.name, progress), form, config)
+    table = folder_table(local, form, config.name) if local.is_dir() else local
+    if table is not None and table.suffix.lower() == ".csv":
+        return form.read_csv(table, image_dir, config.name, faults, progress)
+    if table is not None:
+        raise DataError(f"source {config.name}: path = {config.path}; must be {form.shown}")
+    rows = _scan_folder(local, config.name, form, faults)
+    odd = [i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)]
+    faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in odd]
+    rows.stats = stat_files(rows.file)
+    faults += [f"{rows.file[i]}: missing; a link that leads nowhere?" for i in (rows.stats[:, 0] < 0).nonzero()[0]]
+    return rows
+
+
+def locate_source(config: SourceConfig, form: Form, progress: Progress | None = None) -> tuple[Path, str | None]:
+    """Bring a source to this machine and unpack it.
+
+    Returns:
+        The local folder or file, and where its CSV's paths start if that is known.
+
+    Raises:
+        DataError: there is no such thing.
         StorageError: it cannot be reached or copied.
     """
     path, image_dir = config.path, config.image_dir
@@ -54,24 +106,41 @@ def load_source(config: SourceConfig, faults: list[str], progress: Progress | No
     if not local.exists():
         raise DataError(f"source {config.name}: path = {config.path}; there is no such file or folder")
     if local.is_file() and is_archive(local):
-        local = _inside(_unpacked(local, progress))
+        local = _inside(_unpacked(local, progress), form)
         image_dir = str(local / image_dir) if image_dir and not is_url(image_dir) else image_dir
-        local = _only_csv(local)
-    if local.is_dir() and (local / PACK_FILE).is_file():
-        return load_pack(local, config.name, progress)
-    if local.is_dir() and not (local / _CSV_NAME).is_file():
-        rows = _scan_folder(local, config.name)
-    elif local.is_dir() or local.suffix.lower() == ".csv":
-        table = local / _CSV_NAME if local.is_dir() else local
-        if image_dir is None and is_url(config.path) and config.path.lower().endswith(".csv"):
-            image_dir = config.path.rpartition("/")[0]
-        return _load_csv(table, image_dir, config.name, faults, progress)
-    else:
-        raise DataError(f"source {config.name}: path = {config.path}; must be {_FORMS}")
-    odd = [i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)]
-    faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in odd]
-    rows.stats = stat_files(rows.file)
-    faults += [f"{rows.file[i]}: missing; a link that leads nowhere?" for i in (rows.stats[:, 0] < 0).nonzero()[0]]
+        local = _only_csv(local, form)
+    elif image_dir is None and is_url(config.path) and config.path.lower().endswith(".csv"):
+        image_dir = config.path.rpartition("/")[0]
+        if form.images and is_remote_folder(f"{image_dir}/{form.images}"):
+            image_dir = f"{image_dir}/{form.images}"
+    return local, image_dir
+
+
+def folder_table(folder: Path, form: Form, name: str) -> Path | None:
+    """Find the CSV that speaks for a folder.
+
+    Raises:
+        DataError: there are several.
+    """
+    found = [folder / table for table in form.tables if (folder / table).is_file()]
+    if len(found) > 1:
+        both = " and ".join(table.name for table in found)
+        raise DataError(f"source {name}: {folder} holds {both}; name the one that is meant as the source's path")
+    return found[0] if found else None
+
+
+def _of_task(rows: Rows, form: Form, config: SourceConfig) -> Rows:
+    """Refuse a pack of the other task; number a ranker's labels as the config does."""
+    held = f"source {config.name}: path = {config.path}; the pack holds {', '.join(rows.labels)}"
+    if (rows.labels == LABELS) != (form.task == "detector"):
+        raise DataError(f"{held}, which is no data of the {form.task}")
+    if rows.labels not in (LABELS, COMPARED):
+        codes = [form.label_of(label) for label in rows.labels]
+        unknown = [label for label, code in zip(rows.labels, codes, strict=True) if code is None]
+        if unknown:
+            raise DataError(f"{held}; {', '.join(unknown)} is not in data.tiers = {list(form.classes)}")
+        rows.label = [codes[label] or 0 for label in rows.label]
+        rows.labels = form.classes
     return rows
 
 
@@ -109,51 +178,57 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(item for item in folder.iterdir() if not item.name.startswith(".") and item.name != "__MACOSX")
 
 
-def _inside(folder: Path) -> Path:
+def _inside(folder: Path, form: Form) -> Path:
     """Step into the lone folder that archives often wrap everything in."""
     while True:
         items = _visible(folder)
-        if len(items) != 1 or not items[0].is_dir() or items[0].name.lower() in (*LABELS, *SPLITS):
+        if len(items) != 1 or not items[0].is_dir() or items[0].name.lower() in SPLITS:
+            return folder
+        if form.label_of(items[0].name) is not None:
             return folder
         folder = items[0]
 
 
-def _only_csv(folder: Path) -> Path:
-    """Find the CSV of an unpacked archive under another name than labels.csv, if it has one and nothing better."""
-    if (folder / _CSV_NAME).is_file() or (folder / PACK_FILE).is_file() or any(_class_folders(folder)):
+def _only_csv(folder: Path, form: Form) -> Path:
+    """Find the CSV of an unpacked archive under another name than the usual, if it has one and nothing better."""
+    if any((folder / name).is_file() for name in (*form.tables, PACK_FILE)) or any(class_folders(folder, form)):
         return folder
     tables = [item for item in _visible(folder) if item.suffix.lower() == ".csv"]
     return tables[0] if len(tables) == 1 else folder
 
 
-def _class_folders(root: Path) -> Iterator[tuple[int, int, Path]]:
+def class_folders(root: Path, form: Form) -> Iterator[tuple[int, int, Path]]:
     """Yield (split or -1, label, folder) for each class folder, in any case of letters."""
     for item in _visible(root):
-        name = item.name.lower()
         if not item.is_dir():
             continue
-        if name in LABELS:
-            yield -1, LABELS.index(name), item
-        elif name in SPLITS:
+        label = form.label_of(item.name)
+        if label is not None:
+            yield -1, label, item
+        elif item.name.lower() in SPLITS:
             for inner in _visible(item):
-                if inner.is_dir() and inner.name.lower() in LABELS:
-                    yield SPLITS.index(name), LABELS.index(inner.name.lower()), inner
+                label = form.label_of(inner.name)
+                if inner.is_dir() and label is not None:
+                    yield SPLITS.index(item.name.lower()), label, inner
 
 
-def _scan_folder(root: Path, name: str) -> Rows:
-    rows = Rows()
+def _scan_folder(root: Path, name: str, form: Form, faults: list[str]) -> Rows:
+    rows = Rows(labels=form.classes)
     others: Counter[str] = Counter()
-    classes = list(_class_folders(root))
+    classes = list(class_folders(root, form))
     if not classes:
         found = ", ".join(item.name for item in _visible(root)[:8]) or "nothing"
-        raise DataError(f"source {name}: {root} has no real/ or fake/ folder (found: {found}); a source is {_FORMS}")
+        wanted = " or ".join(f"{label}/" for label in form.classes)
+        raise DataError(f"source {name}: {root} has no {wanted} folder (found: {found}); a source is {form.shown}")
+    if form.task == "ranker":
+        faults += _strangers(root, form)
     start = len(str(root)) + 1
     for split, label, folder in classes:
         for current, files in _walk(folder):
             parts = current[len(str(folder)) + 1 :].split(os.sep)
-            made = next((part for part in parts if part.lower() in _CANONICAL), "")
+            made = next((part for part in parts if part.lower() in form.parts), "")
             group = "/".join(part for part in parts if part and part is not made)
-            source = source_name(name, _CANONICAL[made.lower()] if made else "")
+            source = source_name(name, form.parts[made.lower()] if made else "")
             for file in files:
                 suffix = os.path.splitext(file)[1].lower()
                 if suffix in IMAGE_SUFFIXES:
@@ -169,6 +244,18 @@ def _scan_folder(root: Path, name: str) -> Rows:
     return rows
 
 
+def _strangers(root: Path, form: Form) -> list[str]:
+    """Name the folders beside those of the tiers that hold images but are no tier: none is passed over."""
+    known = [folder for _, _, folder in class_folders(root, form)]
+    beside = {item for parent in {folder.parent for folder in known} for item in _visible(parent) if item.is_dir()}
+    return [
+        f"{item}: tier = {item.name!r}; must be one of {', '.join(form.classes)} (data.tiers)"
+        for item in sorted(beside - set(known))
+        if not (item.parent == root and item.name.lower() in SPLITS)
+        and any(os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES for _, files in _walk(item) for file in files)
+    ]
+
+
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield each folder with its files, both in sorted order; links are followed, but no folder is entered twice."""
     seen: set[str] = set()
@@ -182,23 +269,13 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield current, sorted(file for file in files if not file.startswith("."))
 
 
-def _load_csv(table: Path, image_dir: str | None, name: str, faults: list[str], progress: Progress | None) -> Rows:
-    remote = image_dir if image_dir is not None and is_url(image_dir) else None
-    folder = table.parent if image_dir is None else Path(os.path.abspath(os.path.expanduser(image_dir)))
-    rows, lines = Rows(), list[int]()
+def _read_labels(table: Path, image_dir: str | None, name: str, faults: list[str], progress: Progress | None) -> Rows:
+    folder = ImageFolder(table, image_dir, name)
+    rows, named = Rows(), list[str]()
     first_lines: dict[str, int] = {}
-    columns: dict[str, int] = {}
-    if remote is None and not folder.is_dir():
-        raise DataError(f"source {name}: image_dir = {image_dir}; there is no such folder")
-    for line, cells in _records(table):
-        if not columns:
-            columns = _columns(table, cells)
-            continue
-        if not any(cell.strip() for cell in cells):
-            continue
-
-        row = {column: cells[at].strip() if at < len(cells) else "" for column, at in columns.items()}
-        path, rule = _relative(row["path"], folder if remote is None else None)
+    before = len(faults)
+    for line, row in read_table(table, _COLUMNS, 2, _HEADER):
+        path, rule = folder.relative(row["path"], "path")
         label, split = LABEL_CODES.get(row["label"].lower()), row.get("split", "").lower()
         wrong = [rule] if rule else []
         if label is None:
@@ -213,58 +290,20 @@ def _load_csv(table: Path, image_dir: str | None, name: str, faults: list[str], 
             faults += [f"{table}:{line}: {rule}" for rule in wrong]
             continue
         source = source_name(name, row.get("source", ""))
-        rows.add(path, f"{folder}/{path}", label, SPLITS.index(split) if split else -1, row.get("group", ""), source)
-        lines.append(line)
-    if not columns:
-        raise DataError(f"{table}: the file is empty; {_HEADER}")
-    if not lines and not faults:
+        rows.add(path, "", label, SPLITS.index(split) if split else -1, row.get("group", ""), source)
+        named.append(f"{table}:{line}: path")
+    if not named and len(faults) == before:
         raise DataError(f"{table}: there are no rows below the header")
-    if remote is not None:
-        folder = local_copy(remote, set(rows.path), progress)
-        rows.file = [f"{folder}/{path}" for path in rows.path]
-    rows.stats = stat_files(rows.file)
-    for i in (rows.stats[:, 0] < 0).nonzero()[0]:
-        faults.append(f"{table}:{lines[i]}: path = {rows.path[i]!r}; there is no such file in {remote or folder}")
+    settle_files(rows, folder, named, faults, progress)
     return rows
 
 
-def _records(table: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of a CSV."""
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for cells in reader:
-                yield reader.line_num, cells
-    except UnicodeDecodeError as error:
-        raise DataError(f"{table}: not UTF-8 (byte {error.start} of a block); save it as CSV UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{table}:{reader.line_num}: cannot be read as CSV ({error})") from None
-    except OSError as error:
-        raise DataError(f"{table}: cannot be read ({error.strerror or error})") from None
-
-
-def _columns(table: Path, cells: list[str]) -> dict[str, int]:
-    names = [cell.strip().lower() for cell in cells]
-    known = ("path", "label", "group", "split", "source")
-    wrong = [f"has no column {name!r}" for name in ("path", "label") if name not in names]
-    wrong += [f"has the column {name!r} twice" for name in known if names.count(name) > 1]
-    if wrong:
-        raise DataError(
-            f"{table}:1: {' and '.join(wrong)} (found: {', '.join(cells)}); needs path,label[,group][,split][,source]"
-        )
-    return {name: names.index(name) for name in known if name in names}
-
-
-def _relative(path: str, folder: Path | None) -> tuple[str, str]:
-    """Return a path relative to the folder, and the rule it breaks if any."""
-    if not path:
-        return "", "path is empty"
-    if "\0" in path:
-        return "", f"path = {path!r}; holds a zero byte"
-    clean = path.replace("\\", "/")
-    if clean.startswith("/") and folder is not None:
-        clean = posixpath.relpath(posixpath.normpath(clean), folder)
-    clean = posixpath.normpath(clean)
-    if clean == "." or PurePosixPath(clean).is_absolute() or clean == ".." or clean.startswith("../"):
-        return "", f"path = {path!r}; leaves its folder{f' {folder}' if folder else ''}, name that with image_dir"
-    return clean, ""
+DETECTOR: Final = Form(
+    task="detector",
+    classes=LABELS,
+    tables=("labels.csv",),
+    shown="a folder with real/ and fake/ (also under train/ val/ test/), a CSV, a pack, or an archive of these",
+    parts={name.lower(): name for name in MANIPULATIONS},
+    read_csv=_read_labels,
+)
+"""Sources of images that are real or fake."""

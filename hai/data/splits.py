@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hai.data.draws import hash_keys
 
-__all__ = ["assign_splits", "codes_of", "components", "content_keys"]
+__all__ = ["assign_splits", "codes_of", "components", "content_keys", "linked"]
 
 _SPLIT_DRAW = 0x53504C49
 """Key that keeps these draws apart from all others of the same seed."""
@@ -47,6 +47,21 @@ def components(*keys: NDArray[np.int64]) -> NDArray[np.int64]:
                 np.minimum.at(lowest, key, joined[rows])
                 joined[rows] = lowest[key]
         joined = joined[joined]  # a shortcut: long chains close in few rounds
+        if np.array_equal(joined, before):
+            return np.unique(joined, return_inverse=True)[1].astype(np.int64).reshape(-1)
+
+
+def linked(size: int, pairs: NDArray[Any]) -> NDArray[np.int64]:
+    """Join things by pairs of them, [P, 2]; return the number of each thing's component, counted from 0, [size]."""
+    joined: NDArray[np.int64] = np.arange(size, dtype=np.int64)
+    left, right = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64)
+    while True:
+        lowest = np.minimum(joined[left], joined[right])
+        before = joined.copy()
+        for ends in (left, right):
+            np.minimum.at(joined, joined[ends], lowest)
+            np.minimum.at(joined, ends, lowest)
+        joined = joined[joined]
         if np.array_equal(joined, before):
             return np.unique(joined, return_inverse=True)[1].astype(np.int64).reshape(-1)
 

@@ -24,6 +24,7 @@ class Plan:
         resume: run or checkpoint elsewhere to start from.
         wait_for_upload: wait at the end until everything is confirmed on the storage.
         provenance: versions, commit, hardware and command of the driver.
+        only_prepare: compute what training reads, such as embeddings, and train nothing.
     """
 
     config: str
@@ -33,6 +34,7 @@ class Plan:
     resume: str | None = None
     wait_for_upload: bool = False
     provenance: Record = field(default_factory=dict)
+    only_prepare: bool = False
 
     def record(self) -> Record:
         """Return the plan as JSON."""
@@ -63,13 +65,20 @@ def located(config: RunConfig) -> RunConfig:
         source.model_copy(update={"path": absolute(source.path), "image_dir": absolute(source.image_dir)})
         for source in config.data.sources
     ]
-    pretrained = config.model.pretrained
+    pretrained, name = config.model.pretrained, config.model.name
+    if name.startswith("hf:") and Path(name[3:]).expanduser().is_dir():
+        name = f"hf:{absolute(name[3:])}"
     return config.model_copy(
         update={
             "storage": absolute(storage),
-            "data": config.data.model_copy(update={"sources": sources}),
+            "data": config.data.model_copy(
+                update={"sources": sources, "embedding_cache": absolute(config.data.embedding_cache)}
+            ),
             "model": config.model.model_copy(
-                update={"pretrained": absolute(pretrained) if isinstance(pretrained, str) else pretrained}
+                update={
+                    "name": name,
+                    "pretrained": absolute(pretrained) if isinstance(pretrained, str) else pretrained,
+                }
             ),
         }
     )

@@ -1,9 +1,10 @@
-"""The verb `train`: everything that is checked before a worker starts, the launch, and what is said at the end."""
+"""The verbs `train` and `embed`: what is checked before a worker starts, the launch, and what is said at the end."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hai.checkpoint.owner import Owner
@@ -23,7 +24,7 @@ from hai.types import Record
 if TYPE_CHECKING:
     from hai.tasks.base import Datasets, Task
 
-__all__ = ["run_training"]
+__all__ = ["run_embedding", "run_training"]
 
 _INTERRUPTED, _MOST_NOTES = 3, 20
 
@@ -87,11 +88,36 @@ def _train(config: RunConfig, resume: str | None, restart: bool, wait_for_upload
         owner.release()
 
 
+def run_embedding(config: RunConfig) -> int:
+    """Compute and keep the features of a run's images with all workers; those that are kept already are not repeated.
+
+    Returns:
+        Exit status: 0 all are kept, 3 stopped by a signal, what is done is kept.
+
+    Raises:
+        HaiError: the user can mend it.
+    """
+    from hai.tasks.ranker import keeps_embeddings
+
+    if config.task != "ranker":
+        raise ConfigError(f"task = {config.task}; only the ranker keeps features; give a config with task = ranker")
+    on = config.data.model_copy(update={"cache_embeddings": "on"})
+    keeps_embeddings(config.model_copy(update={"data": on}))
+    config = located(config)
+    plan = replace(_plan(config, "embed", None, False), only_prepare=True)
+    with TrainingBar() as bar:
+        _read_data(config, bar.say)
+        outcome = _launch(config, plan, bar.say, bar.show)
+        if outcome.status == "interrupted":
+            bar.say("stopped; run the same command to go on")
+        return _status(outcome)
+
+
 def _plan(config: RunConfig, attempt: str, resume: str | None, wait_for_upload: bool) -> Plan:
     return Plan(
         config=config.model_dump_json(),
         storage=str(config.storage),
-        name=str(config.name),
+        name=str(config.name or config.task),
         attempt=attempt,
         resume=resume,
         wait_for_upload=wait_for_upload,
@@ -121,6 +147,8 @@ def _read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Dat
     from hai.tasks import build_task
 
     task = build_task(config)
+    if config.data.embedding_cache and config.task == "ranker":
+        check_storage(config.data.embedding_cache)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("reading the images", total=None)

@@ -10,6 +10,7 @@ import torch
 
 from hai.config.schema import RunConfig
 from hai.context import Context
+from hai.distributed import Workers
 from hai.launch.plan import Plan
 from hai.loop import train
 from hai.tasks import build_task
@@ -31,7 +32,7 @@ def run_worker(
     say: Callable[[str], None],
     show: Callable[[Record], None],
 ) -> Record:
-    """Train one worker's part of a run and return the summary."""
+    """Prepare and train one worker's part of a run and return the summary."""
     config = RunConfig.model_validate_json(plan.config)
     torch.set_num_threads(config.scale.cpus_per_worker or max(1, (os.cpu_count() or 1) // local_world_size))
     context = Context(
@@ -51,10 +52,18 @@ def run_worker(
         show=show,
         publish=_publish,
     )
-    return train(config, build_task(config), context)
+    task = build_task(config)
+    if not task.prepare(Workers.join(rank, world_size, device), say=say, asked=request):
+        return {"status": "interrupted", "step": 0}
+    if plan.only_prepare:
+        return {"status": "finished", "step": 0}
+    return train(config, task, context)
 
 
 def _publish(folder: Path, predictions: Arrays | None, datasets: Datasets) -> None:
+    from hai.embeddings import EmbeddedDataset
     from hai.report import write_training_report
 
-    write_training_report(folder, predictions, datasets.details)
+    training = datasets.splits["train"]
+    features = training.features if isinstance(training, EmbeddedDataset) else None
+    write_training_report(folder, predictions, datasets.details, features=features)

@@ -172,20 +172,20 @@ def check_patch(name: str, image_size: int, patch: int | tuple[int, ...] | list[
         )
 
 
-def freeze_unused(model: nn.Module, name: str, image_size: int) -> set[str]:
+def freeze_unused(model: nn.Module, name: str, image_size: int, width: int = 2) -> set[str]:
     """Run one black image through the model, so that what it cannot take is said before training.
 
-    Parameters that the logits do not depend on, such as tokens of a pretraining task, are frozen for good: DDP would
-    wait for their gradients.
+    Parameters that the output [1, width] does not depend on, such as tokens of a pretraining task, are frozen for
+    good: DDP would wait for their gradients.
 
     Returns:
         The names of those parameters.
 
     Raises:
-        ConfigError: the model refuses images of this size, or does not return two logits.
+        ConfigError: the model refuses images of this size, or returns something else.
     """
     training = model.training
-    parameters = dict(model.named_parameters())
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     try:
         logits: Tensor = model.eval()(torch.zeros(1, 3, image_size, image_size))
         gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
@@ -193,9 +193,9 @@ def freeze_unused(model: nn.Module, name: str, image_size: int) -> set[str]:
         raise ConfigError(f"data.image_size = {image_size}; {name} refuses it: {_first_line(error)}") from error
     finally:
         model.train(training)
-    if logits.shape != (1, 2):
+    if logits.shape != (1, width):
         shape = list(logits.shape)
-        raise ConfigError(f"model.name = {name}; it returns {shape} for one image, not [1, 2]; not a classifier")
+        raise ConfigError(f"model.name = {name}; it returns {shape} for one image, not [1, {width}]; not usable here")
     unused = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None}
     for parameter in unused:
         parameters[parameter].requires_grad_(False)

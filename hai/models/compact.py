@@ -1,4 +1,4 @@
-"""A small convolutional detector that learns from scratch on a CPU."""
+"""A small convolutional network that learns from scratch on a CPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hai.errors import ConfigError
 from hai.models.freeze import statistics_kept
 from hai.models.weights import copy_tensors
 
-__all__ = ["Compact", "high_pass"]
+__all__ = ["Compact", "CompactTrunk", "high_pass"]
 
 _WIDTHS = (24, 48, 96, 192)
 _RESIDUAL_GAIN = 8.0  # the residual of a photograph deviates about a fourteenth as much as its pixels
@@ -53,23 +53,23 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
     return nullcontext(), statistics_kept(block)
 
 
-class Compact(nn.Module):
-    """Four strided blocks on RGB and its high-pass residual, pooled to mean and deviation: 220,514 parameters.
+class CompactTrunk(nn.Module):
+    """Four strided blocks on RGB and its high-pass residual, pooled to mean and deviation.
 
-    Takes images [B, 3, H, W] of any size from 32 and returns logits [B, 2]. Costs 0.12 GMAC an image of 224 x 224.
+    Takes images [B, 3, H, W] of any size from 32 and returns features [B, 384]. Costs 0.12 GMAC an image of 224 x 224.
     """
+
+    width = 2 * _WIDTHS[-1]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(a, b) for a, b in zip((6, *_WIDTHS), _WIDTHS, strict=False))
-        self.dropout = nn.Dropout(0.2 if config.dropout is None else config.dropout)
-        self.classifier = nn.Linear(2 * _WIDTHS[-1], 2)
         self.gradient_checkpointing = config.gradient_checkpointing
         if config.drop_path is not None:
             raise ConfigError(f"model.drop_path = {config.drop_path}; compact has no stochastic depth; set it to null")
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return logits [B, 2] of images [B, 3, H, W]."""
+    def features(self, image: Tensor) -> Tensor:
+        """Return features [B, 384] of images [B, 3, H, W]."""
         x = torch.cat([image, _RESIDUAL_GAIN * high_pass(image)], dim=1)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
@@ -77,8 +77,20 @@ class Compact(nn.Module):
             else:
                 x = block(x)
         variance, mean = torch.var_mean(x.float(), dim=(2, 3), correction=0)
-        pooled = torch.cat([mean, (variance + 1e-6).sqrt()], dim=1)
-        return cast(Tensor, self.classifier(self.dropout(pooled)))
+        return torch.cat([mean, (variance + 1e-6).sqrt()], dim=1)
+
+
+class Compact(CompactTrunk):
+    """The detector on that trunk, 220,514 parameters: images [B, 3, H, W] -> logits [B, 2]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.dropout = nn.Dropout(0.2 if config.dropout is None else config.dropout)
+        self.classifier = nn.Linear(self.width, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits [B, 2] of images [B, 3, H, W]."""
+        return cast(Tensor, self.classifier(self.dropout(self.features(image))))
 
     def backbone_names(self) -> set[str]:
         """Name the parameters of the convolutional blocks."""

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,15 @@ from hai.errors import ConfigError
 from hai.models.backbone import IMAGENET_MEAN, IMAGENET_STD, Renormalize, check_patch, freeze_unused
 from hai.models.weights import copy_tensors, hub_folder, raise_mismatches, read_tensors
 
-__all__ = ["HfDetector", "build_hf"]
+__all__ = [
+    "HfDescription",
+    "HfDetector",
+    "build_hf",
+    "build_hf_encoder",
+    "describe_hf",
+    "load_hf_weights",
+    "vision_config",
+]
 
 
 class HfDetector(nn.Module):
@@ -86,21 +94,100 @@ class HfDetector(nn.Module):
         Raises:
             ConfigError: names the tensors that are missing or of another shape.
         """
-        network = cast(Any, self.network)
-        with _quiet():
-            loaded, found = type(network).from_pretrained(
-                None,
-                config=network.config,
-                state_dict=dict(tensors),
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
+        load_hf_weights(self.network, tensors, where)
+
+
+def load_hf_weights(network: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Fill a transformers network, except its classifier, from the tensors of a Hugging Face checkpoint.
+
+    Raises:
+        ConfigError: names the tensors that are missing or of another shape.
+    """
+    with _quiet():
+        loaded, found = cast(Any, type(network)).from_pretrained(
+            None,
+            config=cast(Any, network).config,
+            state_dict=dict(tensors),
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    problems = [f"{name}: missing" for name in found["missing_keys"]] + [
+        f"{name}: {list(given)}, the model has {list(own)}" for name, given, own in found["mismatched_keys"]
+    ]
+    raise_mismatches([line for line in problems if not line.startswith("classifier.")], where)
+    copy_tensors(network, loaded.state_dict(), where, ignored=("classifier.",))
+
+
+class HfDescription(NamedTuple):
+    """What a repository says of its network: the library's config, the images it takes, and where it lies."""
+
+    config: Any
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    folder: Path | None
+
+
+def describe_hf(
+    repo: str, config: ModelConfig, *, weights: bool, architecture: dict[str, Any] | None = None
+) -> HfDescription:
+    """Read what a repository of the hub, or a local folder, says of its network.
+
+    Args:
+        repo: a repository of the Hugging Face Hub, or a local folder with its `config.json`.
+        config: the model's section of the config.
+        weights: its weights are needed too.
+        architecture: description kept by a checkpoint; the repository is then left alone.
+
+    Raises:
+        ConfigError: it cannot be had, or is not understood.
+    """
+    from transformers import AutoConfig
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    with _quiet(), _library_errors(f"hf:{repo}"):
+        if architecture is not None and not config.trust_remote_code:
+            return HfDescription(AutoConfig.for_model(**architecture), mean, std, None)
+        folder = Path(repo)
+        if not folder.is_dir():
+            folder = hub_folder(repo, weights=weights, config=True, code=config.trust_remote_code)
+        description = AutoConfig.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
+        if (folder / "preprocessor_config.json").is_file():
+            given, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
+            mean, std = given.get("image_mean") or mean, given.get("image_std") or std
+    return HfDescription(description, tuple(mean), tuple(std), folder)
+
+
+def build_hf_encoder(
+    name: str, description: HfDescription, config: ModelConfig, image_size: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the image part of a described network with random weights.
+
+    Returns:
+        The network, and the options that its forward needs at this image size.
+    """
+    from transformers import AutoModel
+
+    with _quiet(), _library_errors(name):
+        vision = vision_config(description.config)
+        if config.drop_path is not None:
+            _set_drop_path(name, vision, config.drop_path)
+        library: Any = AutoModel
+        network = library.from_config(vision, dtype=torch.float32, trust_remote_code=config.trust_remote_code)
+        if network.main_input_name != "pixel_values":
+            raise ConfigError(
+                f"model.name = {name}; a {type(network).__name__} takes {network.main_input_name}, not images"
             )
-        problems = [f"{name}: missing" for name in found["missing_keys"]] + [
-            f"{name}: {list(given)}, the model has {list(own)}" for name, given, own in found["mismatched_keys"]
-        ]
-        raise_mismatches([line for line in problems if not line.startswith("classifier.")], where)
-        copy_tensors(self.network, loaded.state_dict(), where, ignored=("classifier.",))
+        if config.gradient_checkpointing:
+            _enable_checkpointing(network)
+    return network, ({"interpolate_pos_encoding": True} if _must_interpolate(network, image_size) else {})
+
+
+def _set_drop_path(name: str, description: Any, rate: float) -> None:
+    if not hasattr(description, "drop_path_rate"):
+        raise ConfigError(f"model.drop_path = {rate}; {name} has no stochastic depth; set it to null")
+    description.drop_path_rate = rate
 
 
 def build_hf(repo: str, config: ModelConfig, image_size: int, architecture: dict[str, Any] | None) -> HfDetector:
@@ -116,44 +203,23 @@ def build_hf(repo: str, config: ModelConfig, image_size: int, architecture: dict
     Raises:
         ConfigError: the repository cannot be had, or holds no image model, or one that the config does not fit.
     """
-    from transformers import AutoConfig
-    from transformers.image_processing_base import ImageProcessingMixin
-
     name = f"hf:{repo}"
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    folder: Path | None = None
+    weights = config.pretrained is True and architecture is None
+    described = describe_hf(repo, config, weights=weights, architecture=architecture)
+    description = described.config
     with _quiet(), _library_errors(name):
-        if architecture is not None and not config.trust_remote_code:
-            description = AutoConfig.for_model(**architecture)
-        else:
-            weights = config.pretrained is True and architecture is None
-            folder = _folder(repo, weights, config.trust_remote_code)
-            description = AutoConfig.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
-            if (folder / "preprocessor_config.json").is_file():
-                given, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
-                mean, std = given.get("image_mean") or mean, given.get("image_std") or std
         description.num_labels = 2
         if config.drop_path is not None:
-            if not hasattr(description, "drop_path_rate"):
-                raise ConfigError(
-                    f"model.drop_path = {config.drop_path}; {name} has no stochastic depth; set it to null"
-                )
-            description.drop_path_rate = config.drop_path
-        check_patch(name, image_size, getattr(_vision(description), "patch_size", None))
+            _set_drop_path(name, description, config.drop_path)
+        check_patch(name, image_size, getattr(vision_config(description), "patch_size", None))
         network = _build_network(name, description, config.trust_remote_code)
-        model = HfDetector(network, tuple(mean), tuple(std), image_size, config.dropout)
+        model = HfDetector(network, described.mean, described.std, image_size, config.dropout)
         model.unused = freeze_unused(model, name, image_size)
         if config.gradient_checkpointing:
             _enable_checkpointing(network)
-    if folder is not None and config.pretrained is True and architecture is None:
-        model.load_backbone(read_tensors(folder), f"weights of {name}")
+    if described.folder is not None and weights:
+        model.load_backbone(read_tensors(described.folder), f"weights of {name}")
     return model
-
-
-def _folder(repo: str, weights: bool, code: bool) -> Path:
-    if Path(repo).is_dir():
-        return Path(repo)
-    return hub_folder(repo, weights=weights, config=True, code=code)
 
 
 def _build_network(name: str, description: Any, trust_remote_code: bool) -> nn.Module:
@@ -180,13 +246,14 @@ def _enable_checkpointing(network: nn.Module) -> None:
         library.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _vision(description: Any) -> Any:
+def vision_config(description: Any) -> Any:
+    """Return the part of a description that is about images."""
     return getattr(description, "vision_config", description)
 
 
 def _must_interpolate(network: nn.Module, image_size: int) -> bool:
     library = cast(Any, network)
-    own = getattr(_vision(library.config), "image_size", image_size)
+    own = getattr(vision_config(library.config), "image_size", image_size)
     if (own if isinstance(own, int) else max(own)) == image_size:
         return False
     inner = getattr(library, "vision_model", library.base_model)

@@ -2,97 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hai.report.drawing import ACCENT, FAKE, INK, MUTED, REAL, SERIES, inline_svg, open_figure
 from hai.types import Record
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-__all__ = ["curve_plot", "reliability_plot", "score_plot", "training_plot"]
+__all__ = ["curve_plot", "reliability_plot", "score_plot", "training_plot", "wilson"]
 
 Floats = NDArray[np.float64]
 
-# matplotlib writes literal colours; these stand for the page's CSS variables and are replaced in the finished SVG.
-_INK, _MUTED, _GRID, _REAL, _FAKE, _ACCENT = (f"#0a0b0{i}" for i in range(1, 7))
-_VARIABLES = dict(
-    zip((_INK, _MUTED, _GRID, _REAL, _FAKE, _ACCENT), ("ink", "muted", "grid", "real", "fake", "accent"), strict=True)
-)
-_SERIES = (_ACCENT, _FAKE, _REAL, _INK)
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hai",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.linewidth": 1.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "ytick.minor.size": 0,
-    "text.color": _INK,
-    "legend.frameon": False,
-    "legend.labelcolor": _INK,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
 _MAX_POINTS = 600
-
-
-@contextmanager
-def _figure(width: float = 4.1, height: float = 3.0, rows: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Open a styled figure of `rows` stacked axes that share x; sizes in inches, 72 SVG units each."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, 1, sharex=True, squeeze=False)
-        yield figure, list(axes[:, 0])
-
-
-def _svg(figure: Figure, key: str, description: str) -> str:
-    """Write a figure as an SVG element for an HTML page.
-
-    Args:
-        key: unique within the page; ids inside the SVG start with it.
-        description: what a screen reader says; plain text without markup.
-    """
-    buffer = io.BytesIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue().decode("utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", text)
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)  # it would style the whole page
-    text = re.sub(r" font-family: [^;\"]*;", "", text)
-    text = re.sub(r"<path [^>]*>", _rounded, text)
-    text = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]})", text)
-    text = re.sub(r">\n\s*<", "><", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{description}" ', 1)
-
-
-def _rounded(tag: re.Match[str]) -> str:
-    return re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", tag[0])
 
 
 def _thin(count: int, limit: int = _MAX_POINTS) -> NDArray[np.int64]:
@@ -133,8 +56,8 @@ def training_plot(
     found = {label: series for label, series in found.items() if len(series[0])}
     if not found:
         return None
-    with _figure() as (figure, (axis,)):
-        for colour, (label, (steps, values)) in zip(_SERIES, found.items(), strict=False):
+    with open_figure() as (figure, (axis,)):
+        for colour, (label, (steps, values)) in zip(SERIES, found.items(), strict=False):
             chosen = _thin(len(steps))
             if smooth and len(steps) > 60:
                 axis.plot(steps[chosen], values[chosen], color=colour, alpha=0.3, linewidth=1.0)
@@ -142,12 +65,12 @@ def training_plot(
             marker: dict[str, Any] = {"marker": "o", "markersize": 3.2} if len(steps) <= 60 else {}
             axis.plot(steps[chosen], values[chosen], color=colour, label=label, **marker)
         if best_step is not None:
-            axis.axvline(best_step, color=_MUTED, linewidth=1.0, linestyle=(0, (3, 3)), label="best checkpoint")
+            axis.axvline(best_step, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)), label="best checkpoint")
         axis.set_xlabel("optimizer step")
         axis.set_ylabel(title)
         if len(found) > 1 or best_step is not None:
             axis.legend(loc="best", fontsize=8.5)
-        return _svg(figure, key, f"{title} over {len(history)} records")
+        return inline_svg(figure, key, f"{title} over {len(history)} records")
 
 
 def _smooth(values: Floats) -> Floats:
@@ -182,16 +105,16 @@ def curve_plot(
     """
     xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     chosen = _thin(len(xs), 1000)
-    with _figure(4.1, 3.8) as (figure, (axis,)):
-        axis.plot(*chance, color=_MUTED, linewidth=1.0, linestyle=(0, (3, 3)), label="guessing")
-        axis.fill_between(xs[chosen], ys[chosen], color=_ACCENT, alpha=0.08, linewidth=0, step="pre" if steps else None)
-        axis.plot(xs[chosen], ys[chosen], color=_ACCENT, label=curve, drawstyle="steps-pre" if steps else "default")
+    with open_figure(4.1, 3.8) as (figure, (axis,)):
+        axis.plot(*chance, color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)), label="guessing")
+        axis.fill_between(xs[chosen], ys[chosen], color=ACCENT, alpha=0.08, linewidth=0, step="pre" if steps else None)
+        axis.plot(xs[chosen], ys[chosen], color=ACCENT, label=curve, drawstyle="steps-pre" if steps else "default")
         if operating_point is not None:
-            axis.plot(*operating_point, "o", color=_FAKE, markersize=7, label="at the threshold", zorder=5)
+            axis.plot(*operating_point, "o", color=FAKE, markersize=7, label="at the threshold", zorder=5)
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=labels[0], ylabel=labels[1])
         axis.set_box_aspect(0.9)
         axis.legend(loc="lower right" if not steps else "lower left", fontsize=8.5)
-        return _svg(figure, key, f"{labels[1]} against {labels[0]}; {curve}")
+        return inline_svg(figure, key, f"{labels[1]} against {labels[0]}; {curve}")
 
 
 def reliability_plot(confidence: ArrayLike, frequency: ArrayLike, count: ArrayLike, *, key: str) -> str:
@@ -205,22 +128,22 @@ def reliability_plot(confidence: ArrayLike, frequency: ArrayLike, count: ArrayLi
     counts = np.asarray(count, dtype=np.float64)
     used = counts > 0
     x, y, counts = np.asarray(confidence)[used], np.asarray(frequency)[used], counts[used]
-    low, high = _wilson(y, counts)
-    with _figure(4.1, 3.8) as (figure, (axis,)):
-        axis.plot((0, 1), (0, 1), color=_MUTED, linewidth=1.0, linestyle=(0, (3, 3)), label="perfectly calibrated")
-        axis.vlines(x, low, high, color=_ACCENT, linewidth=1.4, alpha=0.6)
-        axis.plot(x, y, color=_ACCENT, linewidth=1.2, alpha=0.6)
+    low, high = wilson(y, counts)
+    with open_figure(4.1, 3.8) as (figure, (axis,)):
+        axis.plot((0, 1), (0, 1), color=MUTED, linewidth=1.0, linestyle=(0, (3, 3)), label="perfectly calibrated")
+        axis.vlines(x, low, high, color=ACCENT, linewidth=1.4, alpha=0.6)
+        axis.plot(x, y, color=ACCENT, linewidth=1.2, alpha=0.6)
         sizes = 12 + 110 * np.sqrt(counts / counts.max()) if len(counts) else counts
-        axis.scatter(x, y, s=sizes, color=_ACCENT, linewidth=0, zorder=4)
-        axis.plot([], [], "o", color=_ACCENT, markersize=5, label="images (area: how many)")
+        axis.scatter(x, y, s=sizes, color=ACCENT, linewidth=0, zorder=4)
+        axis.plot([], [], "o", color=ACCENT, markersize=5, label="images (area: how many)")
         axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
         axis.set(xlabel="predicted probability of fake", ylabel="share that is fake")
         axis.set_box_aspect(0.9)
         axis.legend(loc="upper left", fontsize=8.5)
-        return _svg(figure, key, f"Reliability of the probabilities in {len(x)} bins")
+        return inline_svg(figure, key, f"Reliability of the probabilities in {len(x)} bins")
 
 
-def _wilson(share: Floats, count: Floats) -> tuple[Floats, Floats]:
+def wilson(share: Floats, count: Floats) -> tuple[Floats, Floats]:
     """Bound a share of successes.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927), z = 1.96.
@@ -235,8 +158,8 @@ def score_plot(label: ArrayLike, probability_fake: ArrayLike, threshold: float, 
     """Plot the distribution of the scores of each class; what the threshold gets wrong is drawn solid."""
     labels, scores = np.asarray(label), np.asarray(probability_fake, dtype=np.float64)
     edges = np.linspace(0.0, 1.0, num_bins + 1)
-    with _figure(5.6, 4.1, rows=2) as (figure, axes):
-        for axis, value, name, colour in zip(axes, (0, 1), ("real", "fake"), (_REAL, _FAKE), strict=True):
+    with open_figure(5.6, 4.1, rows=2) as (figure, axes):
+        for axis, value, name, colour in zip(axes, (0, 1), ("real", "fake"), (REAL, FAKE), strict=True):
             chosen = scores[labels == value]
             is_wrong = (chosen >= threshold) != bool(value)
             base = np.zeros(num_bins)
@@ -244,11 +167,11 @@ def score_plot(label: ArrayLike, probability_fake: ArrayLike, threshold: float, 
                 share = np.histogram(part, edges)[0] / max(1, len(chosen)) * 100
                 axis.stairs(base + share, edges, baseline=base, fill=True, color=colour, alpha=alpha, linewidth=0)
                 base = base + share
-            axis.axvline(threshold, color=_INK, linewidth=1.2)
+            axis.axvline(threshold, color=INK, linewidth=1.2)
             axis.set_ylabel(f"% of {name} images")
             axis.grid(visible=False, axis="x")
             wrong = f"{is_wrong.sum()} of {len(chosen)} {name} images on the wrong side"
-            axis.set_title(wrong, fontsize=8.5, loc="left" if value else "right", color=_INK)
+            axis.set_title(wrong, fontsize=8.5, loc="left" if value else "right", color=INK)
             axis.set_ylim(bottom=0)
         axes[1].set(xlim=(-0.01, 1.01), xlabel="probability of fake")
-        return _svg(figure, key, "Distribution of the scores of real and of fake images")
+        return inline_svg(figure, key, "Distribution of the scores of real and of fake images")

@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hai.config.schema import RunConfig
+from hai.distributed import Workers
 from hai.types import Arrays, Batch, Record
 
-__all__ = ["Batches", "Dataset", "Datasets", "Progress", "Task"]
+__all__ = ["Batches", "Dataset", "Datasets", "Progress", "Say", "Task"]
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while something takes long."""
+
+Say = Callable[[str], None]
+"""Takes a line for people."""
 
 
 class Batches(Protocol):
@@ -81,6 +85,19 @@ class Task(Protocol):
 
     def build_datasets(self, *, progress: Progress | None = None) -> Datasets:
         """Read the sources; raises DataError."""
+        ...
+
+    def prepare(self, workers: Workers, *, say: Say, asked: Callable[[], int]) -> bool:
+        """Compute what training reads, such as embeddings, together with all workers; called once before the loop.
+
+        Args:
+            workers: this worker's group.
+            say: takes a line for people.
+            asked: asked now and then on the first worker; STOP ends the work early, what is done is kept.
+
+        Returns:
+            False if it was stopped.
+        """
         ...
 
     def build_model(self) -> nn.Module:

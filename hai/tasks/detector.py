@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,11 @@ from torch import Tensor, nn
 from hai.config.schema import RunConfig
 from hai.data.dataset import ImageDataset
 from hai.data.manifest import build_manifest
+from hai.distributed import Workers
 from hai.losses import DetectorLoss
 from hai.metrics import best_threshold, point_metrics
 from hai.models import backbone_parameters, build_model
-from hai.tasks.base import Datasets, Progress
+from hai.tasks.base import Datasets, Progress, Say
 from hai.types import LABELS, SPLITS, Arrays, Batch, Record
 
 __all__ = ["DetectorTask"]
@@ -40,6 +43,10 @@ class DetectorTask:
         self._loss = DetectorLoss(self._config.loss, [int(count) for count in counts])
         notes = (*manifest.warnings, *(f"{problem.path}: {problem.reason}" for problem in manifest.problems))
         return Datasets(splits, manifest.identity, manifest.table(), notes, manifest)
+
+    def prepare(self, workers: Workers, *, say: Say, asked: Callable[[], int]) -> bool:
+        """Do nothing: images are read as they are."""
+        return True
 
     def build_model(self) -> nn.Module:
         """Build the network of `model.name`."""

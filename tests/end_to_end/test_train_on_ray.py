@@ -29,6 +29,26 @@ checkpoint: {{every_minutes: 0.002, keep: 3}}
 scale: {{num_workers: 1, cpus_per_worker: 1, use_gpu: false}}
 """
 
+RANKER = """
+task: ranker
+data: {{sources: [{{name: art, path: "{art}"}}], image_size: 48, geometry: crop, cache_decoded: "off"}}
+augment: {{flip: 0.5, jpeg_probability: 0.3}}
+model: {{name: compact, pretrained: false, freeze_backbone: false, head: linear, num_heads: 2}}
+pairs: {{ties: true, gap_shares: [0.5, 0.3, 0.2], max_per_image: 8}}
+optim: {{learning_rate: 2e-3, warmup_epochs: 1}}
+train: {{max_epochs: null, max_steps: 60, global_batch_size: 16, ema_decay: 0.9, eval_every_epochs: 5}}
+checkpoint: {{every_minutes: 0.002, keep: 3}}
+scale: {{num_workers: 1, cpus_per_worker: 1, use_gpu: false}}
+"""
+
+FROZEN = """
+task: ranker
+data: {{sources: [{{name: art, path: "{art}"}}], image_size: 48, embedding_cache: "{cache}"}}
+model: {{name: "timm:resnet18", pretrained: false}}
+train: {{max_epochs: 3, global_batch_size: 16}}
+scale: {{cpus_per_worker: 1, use_gpu: false}}
+"""
+
 
 @pytest.fixture(scope="module")
 def config(small_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -83,28 +103,62 @@ def _steps(run: Path) -> list[int]:
 def test_killed_and_stopped_it_ends_as_if_nothing_had_happened(
     config: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path, kills: list[int]
 ) -> None:
-    run = tmp_path / "tiny"
-    for target in kills:  # the driver is killed; its workers die with it
-        process = _start(config, tmp_path, address=ray_cluster.address)
-        _wait(lambda target=target: _step(run) >= target, process, tmp_path)
-        process.kill()
-        process.wait()
-    process = _start(config, tmp_path, address=ray_cluster.address)
-    _wait(lambda: _step(run) >= 35, process, tmp_path)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 3, _output(tmp_path)
-    assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["status"] == "interrupted"
-
-    process = _start(config, tmp_path, address=ray_cluster.address)
-    assert process.wait(timeout=240) == 0, _output(tmp_path)
-    assert _tensors(run) == _tensors(unbroken)
-    assert _steps(run) == _steps(unbroken)
-    assert _output(tmp_path).count("resuming from step_") == len(kills) + 1
-    assert (run / "report.html").stat().st_size > 10_000
-
+    _kill_stop_and_finish(config, unbroken, ray_cluster, tmp_path, kills)
     again = _start(config, tmp_path, address=ray_cluster.address)
     assert again.wait(timeout=120) == 0
     assert "is finished" in _output(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_ranker_killed_and_stopped_ends_as_if_nothing_had_happened(
+    small_art: Path, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(RANKER.format(art=small_art), encoding="utf-8")
+    storage = tmp_path / "unbroken"
+    storage.mkdir()
+    process = _start(config, storage, "scale.launcher=in_process")
+    assert process.wait(timeout=300) == 0, _output(storage)
+    _kill_stop_and_finish(config, storage / "tiny", ray_cluster, tmp_path, [6, 20])
+
+
+@pytest.mark.slow
+def test_two_workers_embed_once_and_training_reads_what_they_kept(
+    small_art: Path, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    config, kept = tmp_path / "frozen.yaml", tmp_path / "kept"
+    config.write_text(FROZEN.format(art=small_art, cache=kept), encoding="utf-8")
+    command = [sys.executable, "ray_jobs/embed.py", "--config", str(config), "--workers", "2"]
+    environment = {**os.environ, "RAY_ADDRESS": ray_cluster.address}
+    embedded = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert embedded.returncode == 0, embedded.stderr
+    shards = {path.name for path in kept.rglob("*.safetensors")}
+    assert shards
+    process = _start(config, tmp_path, address=ray_cluster.address)
+    assert process.wait(timeout=300) == 0, _output(tmp_path)
+    assert {path.name for path in kept.rglob("*.safetensors")} == shards
+    assert (tmp_path / "frozen" / "report.html").stat().st_size > 10_000
+
+
+def _kill_stop_and_finish(config: Path, unbroken: Path, cluster: Cluster, storage: Path, kills: list[int]) -> None:
+    run = storage / "tiny"
+    for target in kills:  # the driver is killed; its workers die with it
+        process = _start(config, storage, address=cluster.address)
+        _wait(lambda target=target: _step(run) >= target, process, storage)
+        process.kill()
+        process.wait()
+    process = _start(config, storage, address=cluster.address)
+    _wait(lambda: _step(run) >= 35, process, storage)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 3, _output(storage)
+    assert json.loads((run / "summary.json").read_text(encoding="utf-8"))["status"] == "interrupted"
+
+    process = _start(config, storage, address=cluster.address)
+    assert process.wait(timeout=240) == 0, _output(storage)
+    assert _tensors(run) == _tensors(unbroken)
+    assert _steps(run) == _steps(unbroken)
+    assert _output(storage).count("resuming from step_") == len(kills) + 1
+    assert (run / "report.html").stat().st_size > 10_000
 
 
 @pytest.mark.slow

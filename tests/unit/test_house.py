@@ -27,13 +27,29 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAYERS = [
     {"hai", "hai.errors", "hai.types", "hai.paths", "hai.provenance", "hai.progress", "hai.console"},
     {"hai.config"},
-    {"hai.data", "hai.models", "hai.losses", "hai.metrics", "hai.optim", "hai.order", "hai.results", "hai.faces"},
+    {
+        "hai.data",
+        "hai.models",
+        "hai.losses",
+        "hai.metrics",
+        "hai.optim",
+        "hai.order",
+        "hai.precision",
+        "hai.results",
+        "hai.pair_losses",
+        "hai.rank_metrics",
+        "hai.rank_results",
+        "hai.rank_curves",
+        "hai.label_audit",
+        "hai.score_scale",
+        "hai.faces",
+    },
     {"hai.checkpoint", "hai.embeddings", "hai.distributed", "hai.state"},
     {"hai.tasks"},
     {"hai.context", "hai.step", "hai.evaluate", "hai.trackers", "hai.journal", "hai.loop", "hai.trained"},
-    {"hai.report", "hai.predict", "hai.evaluation", "hai.export", "hai.submit"},
+    {"hai.report", "hai.predict", "hai.evaluation", "hai.ranking", "hai.export", "hai.submit"},
     {"hai.launch"},
-    {"hai.cli", "hai.benchmark", "hai.doctor"},
+    {"hai.cli", "hai.api", "hai.benchmark", "hai.doctor"},
 ]
 
 

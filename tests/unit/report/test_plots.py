@@ -86,7 +86,7 @@ def test_smoothing_is_a_centred_mean() -> None:
 
 def test_wilson_interval_against_a_published_example() -> None:
     # Agresti and Coull (1998), Approximate is better than "exact": 0 of 10 gives [0, 0.278], 5 of 10 [0.237, 0.763].
-    low, high = plots._wilson(np.array([0.0, 0.5]), np.array([10.0, 10.0]))
+    low, high = plots.wilson(np.array([0.0, 0.5]), np.array([10.0, 10.0]))
     np.testing.assert_allclose(low, [0.0, 0.237], atol=1e-3)
     np.testing.assert_allclose(high, [0.278, 0.763], atol=1e-3)
 

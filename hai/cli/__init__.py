@@ -14,24 +14,23 @@ import typer
 from typer.core import TyperCommand
 
 import hai
+from hai.cli.data import ImageDir, data_app
 from hai.config.text import inline_yaml
 from hai.errors import ConfigError, HaiError
 
 if TYPE_CHECKING:
-    from hai.config.schema import DataConfig, RunConfig
-    from hai.data.manifest import Manifest
+    from hai.config.schema import RunConfig
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="hai",
-    help="Train a deepfake detector on whatever GPUs you have today, and lose nothing.",
+    help="Train a deepfake detector or an image ranker on whatever GPUs you have today, and lose nothing.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Look into, split, pack or make data sets.", no_args_is_help=True)
 config_app = typer.Typer(help="The config's schema, and a config as it will be used.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
@@ -40,15 +39,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Config keys, e.g. optim.learning_rate=3e-4 data.sources.0.path=faces."),
 ]
-Data = Annotated[
-    str,
-    typer.Argument(
-        metavar="DATA",
-        help="A folder with real/ and fake/ (also under train/ val/ test/), a CSV, a pack, or a zip of any of these.",
-        show_default=False,
-    ),
-]
-ImageDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder that the CSV's paths start from.")]
 
 
 class _ManyValues(TyperCommand):
@@ -163,6 +153,23 @@ def _config_of_run(reference: str, settings: list[str]) -> tuple[RunConfig, str]
 
 
 @app.command()
+def embed(
+    config: Annotated[str, typer.Option(metavar="FILE", help="YAML config of a ranker.", show_default=False)],
+    overrides: Overrides = None,
+    workers: Annotated[str | None, typer.Option(metavar="N or MIN:MAX", help="Worker processes, one GPU each.")] = None,
+) -> None:
+    """Encode a ranker's images once, ahead of training, and keep their features. The same command again goes on."""
+    from hai.config.load import load_config
+
+    settings = [*(overrides or []), *([f"scale.num_workers={workers}"] if workers else [])]
+    run = load_config(config, settings)
+
+    from hai.launch.train import run_embedding
+
+    raise typer.Exit(run_embedding(run))
+
+
+@app.command()
 def evaluate(
     checkpoint: Annotated[
         str, typer.Option(metavar="REF", help="A run (its best), a checkpoint, or a URL of either.", show_default=False)
@@ -211,6 +218,45 @@ def predict(
     raise typer.Exit(
         run_prediction(checkpoint, input_, output, format=format_, frames=frames, faces=faces, time_limit=time_limit)
     )
+
+
+@app.command()
+def compare(
+    checkpoint: Annotated[
+        str, typer.Option(metavar="REF", help="A run (its best), a checkpoint, or a URL.", show_default=False)
+    ],
+    images: Annotated[
+        list[str] | None, typer.Argument(metavar="LEFT RIGHT", help="Two image files.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    pairs: Annotated[
+        str | None, typer.Option(metavar="FILE.csv", help="Compare every pair of a table with columns left and right.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE.csv", help="The table to write for --pairs.")] = None,
+    image_dir: ImageDir = None,
+) -> None:
+    """Say which of two images is the better one, and how surely."""
+    from hai.ranking import run_comparison
+
+    raise typer.Exit(
+        run_comparison(checkpoint, images or [], as_json=as_json, pairs=pairs, output=output, image_dir=image_dir)
+    )
+
+
+@app.command()
+def rank(
+    checkpoint: Annotated[
+        str, typer.Option(metavar="REF", help="A run (its best), a checkpoint, or a URL.", show_default=False)
+    ],
+    input_: Annotated[
+        str, typer.Option("--input", metavar="FOLDER", help="Images, searched deeply.", show_default=False)
+    ],
+    output: Annotated[str, typer.Option(metavar="FILE.csv", help="The table to write.", show_default=False)],
+) -> None:
+    """Put images in order, the best first: filename,score,tier."""
+    from hai.ranking import run_ranking
+
+    raise typer.Exit(run_ranking(checkpoint, input_, output))
 
 
 @app.command()
@@ -277,97 +323,3 @@ def config_show(
     from hai.config.load import load_config, show_config
 
     print(show_config(load_config(file, overrides or [])), end="")
-
-
-@data_app.command("index")
-def data_index(
-    data: Data,
-    image_dir: ImageDir = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.parquet", help="Also write the manifest: a row per image, with its hash."),
-    ] = None,
-) -> None:
-    """Count images by source, split and label, and name every bad one."""
-    from hai.data.manifest import build_manifest, save_manifest
-    from hai.progress import progress_bar
-
-    with progress_bar("reading") as progress:
-        manifest = build_manifest(_data_config(data, image_dir), 42, require=(), progress=progress)
-    _tell(manifest)
-    if output:
-        save_manifest(manifest, output)
-        print(f"wrote {output}")
-
-
-@data_app.command("split")
-def data_split(
-    data: Data,
-    output: Annotated[
-        Path, typer.Option(metavar="FILE.csv", help="The table to write, at or above the images.", show_default=False)
-    ],
-    image_dir: ImageDir = None,
-    ratios: Annotated[str, typer.Option(metavar="TRAIN,VAL,TEST", help="Shares that sum to 1.")] = "0.8,0.1,0.1",
-    seed: Annotated[int, typer.Option(min=0, help="Another seed makes another division.")] = 42,
-) -> None:
-    """Divide images without a split over train, val and test, groups kept together, and write the CSV."""
-    from hai.data.index import split_data
-    from hai.progress import progress_bar
-
-    config = _data_config(data, image_dir, f"data.split_ratios=[{ratios}]")
-    with progress_bar("reading") as progress:
-        manifest = split_data(config, seed, output, progress=progress)
-    _tell(manifest)
-    print(f"wrote {output}")
-
-
-@data_app.command("pack")
-def data_pack(
-    data: Data,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The pack to write.", show_default=False)],
-    image_dir: ImageDir = None,
-    seed: Annotated[int, typer.Option(min=0, help="Divides images that have no split.")] = 42,
-) -> None:
-    """Copy a data set's images into a few large files, which storages and disks read faster than many small ones."""
-    from hai.data.index import pack_data
-    from hai.progress import progress_bar
-
-    with progress_bar("packing") as progress:
-        manifest = pack_data(_data_config(data, image_dir), output, seed, progress=progress)
-    _tell(manifest)
-    print(f"wrote {output}")
-
-
-@data_app.command("demo")
-def data_demo(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Where to make it.", show_default=False)],
-    task: Annotated[Literal["detector"], typer.Option(help="For which task.")] = "detector",
-    seed: Annotated[int, typer.Option(help="Another seed makes other images.")] = 42,
-) -> None:
-    """Make a small data set from photographs: untouched ones, and ones with a locally manipulated part."""
-    from hai.data.demo import build_demo
-    from hai.progress import progress_bar
-
-    with progress_bar("making the demo data") as progress:
-        build_demo(task, output, seed=seed, progress=progress)
-
-
-def _data_config(data: str, image_dir: str | None, *settings: str) -> DataConfig:
-    from hai.config.load import config_from_yaml_text
-    from hai.config.text import dump_yaml
-
-    source = {"path": data, "image_dir": image_dir}
-    text = dump_yaml({"data": {"sources": [source], "max_bad_fraction": 1.0}})  # bad images are what one wants to see
-    return config_from_yaml_text(text, "command line", settings).data
-
-
-def _tell(manifest: Manifest) -> None:
-    """Print a manifest's counts and what is wrong with its files."""
-    from hai.console import print_table
-
-    columns = ("source", "split", "real", "fake", "groups")
-    rows = [[record[column] for column in columns] for record in manifest.table()]
-    totals = [sum(row[position] for row in rows) for position in (2, 3)]
-    print_table(columns, [*rows, ["all", "", *totals, None]])
-    for line in (*(f"{problem.path}: {problem.reason}" for problem in manifest.problems), *manifest.warnings):
-        print(f"warning: {line}")
