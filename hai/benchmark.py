@@ -14,6 +14,7 @@ from hai.types import Record
 
 __all__ = ["failed_floors", "run_suite", "suites"]
 
+_OF_CHECKPOINTS = ("inference",)
 _FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -22,19 +23,28 @@ def suites() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.py") if not path.stem.startswith("_"))
 
 
-def run_suite(suite: str, *, quick: bool = False) -> Record:
+def run_suite(suite: str, *, quick: bool = False, checkpoint: str | None = None) -> Record:
     """Run one suite: a file with `run(quick: bool) -> list[{name, value, low, high, floor, holds}]`.
+
+    Args:
+        suite: name of the file.
+        quick: fewer repetitions.
+        checkpoint: REF, for the suite `inference`, whose `run` takes it too.
 
     Returns:
         `results` as the suite gave them, with the date, commit, hardware, versions and command they belong to.
 
     Raises:
-        ConfigError: there is no such suite.
+        ConfigError: there is no such suite, or it needs a checkpoint, or takes none.
     """
     if suite not in suites():
         known = ", ".join(suites()) or "none: benchmarks come with a checkout of the repository"
         raise ConfigError(f"benchmark: suite = {suite}; must be one of this checkout's suites: {known}")
-    results = _load(_FOLDER / f"{suite}.py").run(quick)
+    if (checkpoint is not None) != (suite in _OF_CHECKPOINTS):
+        need = "takes none" if checkpoint is not None else "measures one; give --checkpoint REF"
+        raise ConfigError(f"benchmark: --checkpoint = {checkpoint}; suite {suite} {need}")
+    module = _load(_FOLDER / f"{suite}.py")
+    results = module.run(quick) if checkpoint is None else module.run(quick, checkpoint)
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return {"suite": suite, "quick": quick, "date": date, **provenance(), "results": results}
 

@@ -284,6 +284,9 @@ def runs(
 def benchmark(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite of benchmarks/.", show_default=False)],
     quick: Annotated[bool, typer.Option("--quick", help="Fewer repetitions.")] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="REF", help="What the suite inference measures: a run or a checkpoint.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers here.")
     ] = None,
@@ -292,7 +295,7 @@ def benchmark(
     from hai.benchmark import failed_floors, run_suite
     from hai.console import print_table
 
-    record = run_suite(suite, quick=quick)
+    record = run_suite(suite, quick=quick, checkpoint=checkpoint)
     columns = ("name", "value", "low", "high", "floor", "holds")
     print_table(columns, [[result[column] for column in columns] for result in record["results"]])
     if json_file:
