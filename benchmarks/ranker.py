@@ -9,9 +9,10 @@ rankers.
 - `epoch_ratio_N`: CPU seconds of an epoch over N images, theirs over ours without a cache. Theirs is measured on some
   of its batches, which all cost the same, and multiplied; the name says so.
 - `cached_ratio_N`: 30 epochs of theirs over ours with the cache: encoding, writing, reading and 200 epochs of the head.
-- `accuracy_difference`: held-out pair accuracy, ours after those 200 epochs minus theirs after its 30 (3 with
-  --quick), mean over seeds. The backbone is frozen, so theirs is trained on the features that it would compute again
-  and again.
+- `accuracy_difference`: held-out pair accuracy, ours after those 200 epochs minus theirs after its 30, with the
+  interval of a bootstrap over groups of images. The backbone is frozen, so theirs is trained on the features that it
+  would compute again and again. Our 200 epochs and learning rate 1e-3 were set beforehand, not tuned. Left out with
+  --quick and without the graded photographs.
 - `memory_mb`: peak of training and evaluating on 10,000 kept embeddings of 1,024 numbers, 75 million ordered pairs,
   above the memory that holds them.
 - `count_ms`: milliseconds to count these pairs.
@@ -44,7 +45,7 @@ from hai.embeddings import EmbeddingKey, EmbeddingStore
 from hai.models.encoder import Encoder, backbone_revision, build_encoder, encode
 from hai.models.scorer import build_scorer
 from hai.pair_losses import PairLoss
-from hai.rank_metrics import pair_counts, point_metrics, ranker_metrics
+from hai.rank_metrics import pair_counts, point_metrics, ranker_metrics, resampled_weights
 
 SIZE, BATCH, OWN_EPOCHS, THEIR_EPOCHS = 224, 64, 200, 30
 BACKBONE = {
@@ -93,6 +94,7 @@ def _measured(scratch: Path, quick: bool) -> list[dict[str, Any]]:
         epoch, cached = [], []
         pairs = _ordered_pairs(tier)
         num_batches = -(-len(pairs) // 32)
+        encoder(normalise(images[:32])), encode(encoder, normalise(images[:1]))  # picks kernels, takes memory
         for number in range(repeats):
             theirs = _pair_batches(config, encoder, images, pairs, tier, batches) / batches * num_batches
             ours = _image_epoch(config, encoder, images, tier)
@@ -102,8 +104,8 @@ def _measured(scratch: Path, quick: bool) -> list[dict[str, Any]]:
         scaled = f"theirs from {batches} of {num_batches} batches"
         records.append(_record(f"epoch_ratio_{count}: {scaled}", epoch, FLOORS[count]))
         records.append(_record(f"cached_ratio_{count}: 30 epochs to {OWN_EPOCHS}", cached, 1000.0))
-    if has_data:
-        records.append(_accuracy(config, encoder, quick))
+    if not quick and has_data:
+        records.append(_accuracy(config, encoder))
     return records + _memory()
 
 
@@ -207,24 +209,28 @@ def _train_head(config: RunConfig, features: Tensor, tier: Tensor, seed: int, ep
 # -- accuracy ----------------------------------------------------------------------------------------------------------
 
 
-def _accuracy(config: RunConfig, encoder: Encoder, quick: bool) -> dict[str, Any]:
+def _accuracy(config: RunConfig, encoder: Encoder) -> dict[str, Any]:
     manifest = build_manifest(config.data, config.seed, task="ranker")
-    rows = {"train": manifest.indices("train")[:: 2 if quick else 1], "test": manifest.indices("test")}
+    rows = {split: manifest.indices(split) for split in ("train", "test")}
     features, tiers = {}, {}
     for split, chosen in rows.items():
         features[split] = torch.cat([encode(encoder, normalise(image)) for image in _images(manifest, chosen)])
         tiers[split] = torch.from_numpy(manifest.label[chosen].astype(np.int64))
-    differences = []
-    for seed in range(1 if quick else 2):
-        ours = _train_head(config, features["train"], tiers["train"], seed)
-        theirs = _pair_training(config, features["train"], tiers["train"], seed, 3 if quick else THEIR_EPOCHS)
-        scores = [_scored(head, features["test"]) for head in (ours, theirs)]
-        own, other = (point_metrics(score, tiers["test"].numpy())["pair_accuracy"] or 0.0 for score in scores)
-        print(f"held-out pair accuracy, seed {seed}: ours {own:.4f}, the pair loop's {other:.4f}", file=sys.stderr)
-        differences.append(own - other)
-    record = _record("accuracy_difference", differences, 0.0)
-    value = statistics.mean(differences)
-    return record | {"value": value, "holds": value >= 0}
+    ours = _train_head(config, features["train"], tiers["train"], 0)
+    theirs = _pair_training(config, features["train"], tiers["train"], 0, THEIR_EPOCHS)
+    scores = [_scored(head, features["test"]) for head in (ours, theirs)]
+    tier, group = tiers["test"].numpy(), [manifest.group[row] for row in rows["test"]]
+    own, other = (point_metrics(score, tier)["pair_accuracy"] or 0.0 for score in scores)
+    print(f"held-out pair accuracy: ours {own:.4f}, the pair loop's {other:.4f}", file=sys.stderr)
+    better, worse = np.nonzero(tier[:, None] < tier[None, :])
+    gains = [(score[better] > score[worse]).astype(float) for score in scores]
+    drawn = []
+    for weights in resampled_weights(group, len(tier), 1000, 0):
+        weight = weights[:, better] * weights[:, worse]
+        drawn.append(weight @ (gains[0] - gains[1]) / weight.sum(axis=1))
+    low, high = np.quantile(np.concatenate(drawn), (0.025, 0.975))
+    found = {"value": own - other, "low": float(low), "high": float(high), "floor": 0.0, "holds": own >= other}
+    return {"name": f"accuracy_difference: {own:.3f} and {other:.3f}, n {len(tier)}", **found}
 
 
 def _images(manifest: Manifest, rows: NDArray[np.int64]) -> Iterator[Tensor]:
@@ -283,4 +289,7 @@ def _memory_kb(name: str) -> int:
 
 
 if __name__ == "__main__":
-    _train_on_many()
+    if sys.argv[1:] == ["memory"]:
+        _train_on_many()
+    else:
+        print(json.dumps(run(quick="--quick" in sys.argv), indent=1))

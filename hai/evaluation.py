@@ -224,7 +224,7 @@ def _predictions(trained: Trained, config: RunConfig, manifest: Manifest, split:
     """Predict the split in full precision, so that each score equals that of `hai predict` and `hai rank`."""
     from hai.data.dataset import ImageDataset
     from hai.distributed import Workers
-    from hai.evaluate import predict_split
+    from hai.predictions import predict_split
     from hai.tasks import build_task
 
     with progress_bar("scoring") as show:

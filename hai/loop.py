@@ -11,10 +11,10 @@ from hai.config.schema import RunConfig
 from hai.context import Context
 from hai.distributed import Workers
 from hai.errors import CheckpointError
-from hai.evaluate import predict_split
 from hai.journal import Journal
 from hai.optim import Ema, build_optimizer, learning_rate_at
 from hai.order import Order
+from hai.predictions import predict_split
 from hai.state import Progress
 from hai.step import Stepper
 from hai.tasks.base import Task

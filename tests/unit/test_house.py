@@ -46,7 +46,7 @@ LAYERS = [
     },
     {"hai.checkpoint", "hai.embeddings", "hai.distributed", "hai.state"},
     {"hai.tasks"},
-    {"hai.context", "hai.step", "hai.evaluate", "hai.trackers", "hai.journal", "hai.loop", "hai.trained"},
+    {"hai.context", "hai.step", "hai.predictions", "hai.trackers", "hai.journal", "hai.loop", "hai.trained"},
     {"hai.report", "hai.predict", "hai.evaluation", "hai.ranking", "hai.export", "hai.submit"},
     {"hai.launch"},
     {"hai.cli", "hai.api", "hai.benchmark", "hai.doctor"},

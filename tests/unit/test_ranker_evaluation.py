@@ -6,39 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ranked_run import save_ranker
 from trained_run import save_image
 
-from hai.checkpoint.store import RunFolder
-from hai.config import show_config
-from hai.config.load import config_from_yaml_text
 from hai.errors import DataError
 from hai.evaluation import run_evaluation
-from hai.models.scorer import build_scorer
 from hai.rank_metrics import ranker_metrics
 from hai.ranking import load_ranker
 from hai.score_scale import Scale
-
-CONFIG = """
-task: ranker
-seed: 3
-data: {image_size: 32, tiers: [gold, silver, bronze], score_column: votes, sources: [{path: nowhere}]}
-model: {name: compact, pretrained: false, freeze_backbone: false, head: linear, num_heads: 3}
-train: {global_batch_size: 8}
-"""
-
-
-def save_run(storage: Path, name: str, scale: Scale) -> Path:
-    """Save a run with random weights."""
-    config = config_from_yaml_text(CONFIG, "run.yaml")
-    model = build_scorer(config, config.data.image_size)
-    run = RunFolder(str(storage), name)
-    best = {"metric": "pair_accuracy", "value": 0.75, "step": 3, "checkpoint": "checkpoints/step_00000003"}
-    meta = {"best": best, "fitted": scale.record(), "step": 3, "architecture": model.architecture}
-    run.save(model.state_dict(), {}, meta, step=3, wait=True)
-    run.append({"step": 3, "train/loss": 0.5, "val/pair_accuracy": 0.75})
-    run.close()
-    (run.path / "run.yaml").write_text(show_config(config), encoding="utf-8")
-    return run.path
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +43,12 @@ def table(path: Path) -> list[dict[str, str]]:
 def run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """A run whose borders cut the test images into thirds."""
     storage = tmp_path_factory.mktemp("runs")
-    first = save_run(storage, "unfitted", Scale())
+    first = save_ranker(storage, "unfitted", Scale())
     with contextlib.redirect_stdout(io.StringIO()):
         run_evaluation(str(first), str(data / "metadata.csv"))
     score = np.array([float(row["score"]) for row in table(first / "evaluation" / "test" / "predictions.csv")])
     high, low = np.quantile(score, (2 / 3, 1 / 3))
-    return save_run(storage, "ranked", Scale(float(score.std()), float(score.mean()), (float(high), float(low))))
+    return save_ranker(storage, "ranked", Scale(float(score.std()), float(score.mean()), (float(high), float(low))))
 
 
 @pytest.fixture(scope="module")
