@@ -131,7 +131,7 @@ def config_reference() -> str:
     lines = [
         "# Config keys",
         "",
-        "Made by `make docs` from `hai/config/schema.py`. Any key can be set on the command line:",
+        "Made by `make docs` from `hai/config/`. Any key can be set on the command line:",
         "`optim.learning_rate=3e-4`, `data.sources.0.path=faces`.",
         "The last column says whether a resumed run may change it.",
     ]

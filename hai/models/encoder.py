@@ -125,7 +125,8 @@ def build_encoder(
             )
         encoder = Encoder(CompactTrunk(config), config.features, image_size)
     if isinstance(config.pretrained, str):
-        copy_tensors(encoder.network, read_tensors(config.pretrained), f"model.pretrained = {config.pretrained}")
+        where = f"model.pretrained = {config.pretrained}"
+        copy_tensors(encoder.network, _own_tensors(config.pretrained), where, ignored=("classifier.",))
     return encoder
 
 
@@ -147,7 +148,7 @@ def _timm_encoder(name: str, config: ModelConfig, image_size: int) -> Encoder:
     encoder.patch = _side(getattr(getattr(network, "patch_embed", None), "patch_size", 0))
     check_patch(encoder.name, image_size, encoder.patch or 1)
     if isinstance(config.pretrained, str):
-        load_timm_weights(network, read_tensors(config.pretrained), f"model.pretrained = {config.pretrained}")
+        load_timm_weights(network, _own_tensors(config.pretrained), f"model.pretrained = {config.pretrained}")
     return encoder
 
 
@@ -160,10 +161,18 @@ def _hf_encoder(repo: str, config: ModelConfig, image_size: int, architecture: d
     encoder.patch = _side(getattr(vision_config(described.config), "patch_size", 0))
     check_patch(name, image_size, encoder.patch or 1)
     if architecture is None and isinstance(config.pretrained, str):
-        load_hf_weights(network, read_tensors(config.pretrained), f"model.pretrained = {config.pretrained}")
+        load_hf_weights(network, _own_tensors(config.pretrained), f"model.pretrained = {config.pretrained}")
     elif weights and described.folder is not None:
         load_hf_weights(network, read_tensors(described.folder), f"weights of {name}")
     return encoder
+
+
+def _own_tensors(path: str) -> dict[str, Tensor]:
+    """Read a network's weights; of a ranker's checkpoint those of its backbone."""
+    tensors = read_tensors(path)
+    inside = "encoder.network."
+    backbone = {name.removeprefix(inside): value for name, value in tensors.items() if name.startswith(inside)}
+    return backbone or tensors
 
 
 def rounded_image_size(config: ModelConfig, image_size: int) -> int:

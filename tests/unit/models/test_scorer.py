@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hai.config.load import config_from_yaml_text
@@ -240,6 +241,16 @@ def test_the_revision_names_the_weights(dino: Path, tmp_path: Path) -> None:
     assert torch.equal(build_encoder(published, SIZE, 9).eval()(images(1)), encoder.eval()(images(1)))
     build_encoder(config, SIZE, 5).network.save_pretrained(tmp_path)  # type: ignore[operator]
     assert backbone_revision(published, 1) != first
+
+
+@pytest.mark.parametrize("name", ["compact", "timm:resnet18"])
+def test_a_checkpoint_of_a_ranker_is_a_backbone_for_the_next(name: str, tmp_path: Path) -> None:
+    trained = build_scorer(ranker(name, LEARNING, "seed=5"), SIZE).eval()
+    save_file(trained.state_dict(), tmp_path / "model.safetensors")
+    frozen = build_scorer(ranker(name, f"model.pretrained={tmp_path}"), SIZE).eval()
+    assert trained.encoder is not None
+    features = encode(frozen.frozen_encoder(torch.device("cpu")), images(2))
+    torch.testing.assert_close(features, trained.encoder(images(2)))
 
 
 def test_a_head_is_not_served_on_another_backbone(dino: Path) -> None:
