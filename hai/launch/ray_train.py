@@ -27,7 +27,7 @@ __all__ = ["train_on_ray"]
 _GRACE_SECONDS = 15.0
 _PATIENCE_SECONDS = 60.0
 _RESIZE_SECONDS = 30.0  # how often an elastic group looks for room to grow
-_FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA")
+_FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 
 
 def _on_worker(spec: Record) -> None:
