@@ -22,6 +22,8 @@ from hai.launch.worker import run_worker
 from hai.tasks.ranker import RankerTask, keeps_embeddings
 from hai.types import STOP, Record
 
+torch.set_num_threads(1)
+
 FROZEN = """
 task: ranker
 data: {{sources: [{{name: art, path: "{data}"}}], image_size: 42, score_column: quality, cache_decoded: "off"}}

@@ -1,7 +1,6 @@
 """A run on an S3 bucket, against a server on this machine."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,31 +12,8 @@ from hai.checkpoint.runs import list_runs, restart_run
 from hai.checkpoint.store import RunFolder
 from hai.errors import StorageError
 
-server = pytest.importorskip("moto.server")
-pytest.importorskip("s3fs")
-boto3 = pytest.importorskip("boto3")
-
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:botocore")]
 URL = "s3://bucket/some runs"
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
-    client.create_bucket(Bucket="bucket")
-    yield client
-    client.close()
-    running.stop()
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
@@ -48,10 +24,10 @@ def keys(client) -> list[str]:
     return sorted(item["Key"] for item in client.list_objects_v2(Bucket="bucket").get("Contents", []))
 
 
-def test_a_run_survives_the_loss_of_its_machine(bucket):
+def test_a_run_survives_the_loss_of_its_machine(s3):
     lines: list[str] = []
     check_storage(URL)
-    assert keys(bucket) == []
+    assert keys(s3) == []
     owner = Owner(locate(URL, "run"), lines.append)
     run = RunFolder(URL, "run", attempt=owner.acquire(), report=lines.append)
     assert run.newest_valid() == (None, [])
@@ -67,7 +43,7 @@ def test_a_run_survives_the_loss_of_its_machine(bucket):
     assert lines == []
     root = "some runs/run"
     names = ["MANIFEST.json", "model.safetensors", "state.json", "state.safetensors"]
-    assert keys(bucket) == sorted(
+    assert keys(s3) == sorted(
         [
             *(f"{root}/checkpoints/step_0000000{step}/{name}" for step in (2, 3, 4) for name in names),
             *(f"{root}/{n}" for n in ("best.json", "metrics.jsonl", "owner.json", "run.yaml", "summary.json")),
@@ -77,7 +53,7 @@ def test_a_run_survives_the_loss_of_its_machine(bucket):
     assert (row.name, row.task, row.status, row.step) == ("run", "detector", "interrupted", 4)
 
     shutil.rmtree(run.path)
-    bucket.put_object(Bucket="bucket", Key=f"{root}/checkpoints/step_00000004/state.safetensors", Body=b"rot")
+    s3.put_object(Bucket="bucket", Key=f"{root}/checkpoints/step_00000004/state.safetensors", Body=b"rot")
     again = RunFolder(URL, "run", report=lines.append)
     found, refusals = again.newest_valid()
     assert (found.step, [refusal.name for refusal in refusals]) == (3, ["step_00000004"])
@@ -100,10 +76,10 @@ def test_a_run_survives_the_loss_of_its_machine(bucket):
     assert RunFolder(URL, "run").load_best() == (None, [])
 
 
-def test_wrong_buckets_and_keys_are_named(bucket, monkeypatch):
+def test_wrong_buckets_and_keys_are_named(s3, monkeypatch):
     with pytest.raises(StorageError, match=r"^storage: s3://nobody: no such bucket or folder"):
         check_storage("s3://nobody")
-    assert [b["Name"] for b in bucket.list_buckets()["Buckets"]] == ["bucket"]
+    assert [b["Name"] for b in s3.list_buckets()["Buckets"]] == ["bucket"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match=r"^storage: s3://bucket: .*127\.0\.0\.1:9"):
         check_storage("s3://bucket")
