@@ -51,13 +51,13 @@ SIZE, BATCH, OWN_EPOCHS, THEIR_EPOCHS = 224, 64, 200, 30
 BACKBONE = {
     "model_type": "dinov2",
     "architectures": ["Dinov2Model"],
-    "hidden_size": 192,
+    "hidden_size": 384,
     "num_hidden_layers": 4,
-    "num_attention_heads": 3,
+    "num_attention_heads": 6,
     "image_size": SIZE,
     "patch_size": 14,
 }
-BACKBONE_WIDTH = 192
+BACKBONE_WIDTH = 384
 CONFIG = """
 task: ranker
 data: {{image_size: {size}, sources: [{{name: quality, path: "{data}"}}]}}

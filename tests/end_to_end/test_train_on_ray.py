@@ -31,7 +31,7 @@ scale: {{num_workers: 1, cpus_per_worker: 1, use_gpu: false}}
 
 RANKER = """
 task: ranker
-data: {{sources: [{{name: art, path: "{art}"}}], image_size: 48, geometry: crop, cache_decoded: "off"}}
+data: {{sources: [{{name: art, path: "{art}"}}], image_size: 160, geometry: crop, cache_decoded: "off"}}
 augment: {{flip: 0.5, jpeg_probability: 0.3}}
 model: {{name: compact, pretrained: false, freeze_backbone: false, head: linear, num_heads: 2}}
 pairs: {{ties: true, gap_shares: [0.5, 0.3, 0.2], max_per_image: 8}}
