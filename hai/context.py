@@ -31,6 +31,7 @@ class Context:
         world_size: number of workers; above 1 the launcher has made a process group.
         local_world_size: workers on this machine, which share its CPUs.
         resume: run folder or checkpoint, local or a URL, to start from when the run has no checkpoint of its own.
+        micro_batch_limit: largest micro-batch that the launcher has seen fit, after memory had run out; None: no news.
         wait_for_upload: wait at the end until everything is confirmed on the storage.
         request: asked between two steps on rank 0; 0, SAVE or STOP.
         report: takes the metrics of an evaluation, on all workers.
@@ -48,6 +49,7 @@ class Context:
     world_size: int = 1
     local_world_size: int = 1
     resume: str | None = None
+    micro_batch_limit: int | None = None
     wait_for_upload: bool = False
     provenance: Record = field(default_factory=dict)
     request: Callable[[], int] = lambda: 0

@@ -13,7 +13,15 @@ A message reads *where: what = value; rule; how to mend*. Several problems of on
 line. Anything that is not a `HaiError` is a bug and keeps its traceback.
 """
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "HaiError", "NonFiniteError", "StorageError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "HaiError",
+    "NonFiniteError",
+    "OutOfMemoryError",
+    "StorageError",
+]
 
 
 class HaiError(Exception):
@@ -37,4 +45,16 @@ class StorageError(HaiError):
 
 
 class NonFiniteError(HaiError):
-    """Training produced NaN or Inf."""
+    """Training produced NaN or Inf in a step, whose number it knows."""
+
+    def __init__(self, text: str, step: int = -1) -> None:
+        super().__init__(text)
+        self.step = step
+
+
+class OutOfMemoryError(HaiError):
+    """A worker's memory does not hold its micro-batch, whose size it knows."""
+
+    def __init__(self, text: str, micro_batch_size: int = 1) -> None:
+        super().__init__(text)
+        self.micro_batch_size = micro_batch_size

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from types import TracebackType
 
 import torch
 from torch import nn
 
+from hai.checkpoint.flight import Flight
+from hai.checkpoint.format import Checkpoint
 from hai.checkpoint.records import CONFIG, LOG, METRICS, save_text, truncate_after
 from hai.checkpoint.resume import load_resumable
 from hai.checkpoint.store import RunFolder
@@ -15,10 +18,11 @@ from hai.config.load import show_config
 from hai.config.schema import RunConfig
 from hai.context import Context
 from hai.distributed import Workers
-from hai.errors import CheckpointError, HaiError
+from hai.errors import CheckpointError, HaiError, NonFiniteError
 from hai.models import architecture_of
 from hai.optim import Ema
 from hai.order import Order
+from hai.recovery import build_rollback, is_fatal, memory_record, merge_rollbacks, named, refuse_rollback
 from hai.state import Progress, restore_tensors, state_tensors
 from hai.step import Stepper
 from hai.tasks.base import Datasets, Task
@@ -27,6 +31,7 @@ from hai.types import LOST, SAVE, Arrays, Record
 
 __all__ = ["Journal"]
 
+_MOST_EVALUATIONS = 1000  # remembered in checkpoints
 _REPORT_SECONDS = 5.0  # Ray blocks a report for two seconds when it follows the last one at once
 
 
@@ -38,16 +43,22 @@ class Journal:
         task: what is learned.
         context: this worker's surroundings.
         workers: this worker's group.
+        datasets: what is learned from.
     """
 
-    def __init__(self, config: RunConfig, task: Task, context: Context, workers: Workers) -> None:
+    def __init__(self, config: RunConfig, task: Task, context: Context, workers: Workers, datasets: Datasets) -> None:
         self._config, self._task, self._context, self._workers = config, task, context, workers
+        self._datasets = datasets
         self._run: RunFolder | None = None
         self._trackers: Trackers | None = None
         if workers.is_first:
             self._run = RunFolder(
                 context.storage, context.name, attempt=context.attempt, keep=config.checkpoint.keep, report=self._say
             )
+        self._flight = Flight(self._run.path) if self._run is not None else None
+        self._begun = False
+        self._rollbacks: list[Record] = []
+        self._scaler_state: Record | None = None
         self._predictions: Arrays | None = None
         self._saved_step = -1
         self._saved_at = self._recorded_at = self._shown_at = time.monotonic()
@@ -57,14 +68,12 @@ class Journal:
 
     # -- resume ------------------------------------------------------------------------------------------------------
 
-    def restore(
-        self, datasets: Datasets, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
-    ) -> Progress:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None) -> Progress:
         """Put the newest valid checkpoint back on all workers and return where it stood.
 
         Rank 0 chooses once; its choice and tensors travel to the others, which need not see the storage.
         """
-        self._datasets, self._model, self._optimizer, self._ema = datasets, model, optimizer, ema
+        self._model, self._optimizer, self._ema = model, optimizer, ema
         served: dict[str, torch.Tensor] | None = None
         state: dict[str, torch.Tensor] | None = None
         choice: Record | None = None
@@ -76,15 +85,17 @@ class Journal:
         choice = self._workers.share(choice)
         if "error" in choice:
             raise CheckpointError(choice["error"])
-        if not choice.get("meta"):
-            return Progress()
-        served, state = self._workers.share_tensors(served), self._workers.share_tensors(state)
-        restore_tensors(model, optimizer, ema, served, state)
-        progress = Progress.from_record(choice["meta"])
+        progress = Progress()
+        if choice.get("meta"):
+            served, state = self._workers.share_tensors(served), self._workers.share_tensors(state)
+            restore_tensors(model, optimizer, ema, served, state)
+            progress = Progress.from_record(choice["meta"])
+        progress.rollbacks = merge_rollbacks(progress.rollbacks, self._rollbacks)
         if self._run is not None:
-            truncate_after(self._run.path / METRICS, progress.step)
-        self._saved_step = self._recorded_step = progress.step
-        self._scaler_state = choice["meta"].get("scaler")
+            truncate_after(self._run.path / METRICS, progress.step, known=progress.evaluations)
+        self._saved_step = progress.step if progress.step else -1
+        self._recorded_step = progress.step
+        self._scaler_state = choice.get("meta", {}).get("scaler")
         return progress
 
     def _choose(self, run: RunFolder) -> tuple[Record, dict[str, torch.Tensor] | None, dict[str, torch.Tensor] | None]:
@@ -92,8 +103,12 @@ class Journal:
         save_text(run.path / CONFIG, show_config(self._config))
         for refusal in refusals:
             self._say(f"refused checkpoint {refusal.name}: {refusal.reason}")
+        if checkpoint is not None:
+            checkpoint = self._past_fatal_steps(run, checkpoint)
         if checkpoint is None and self._context.resume:
             checkpoint, refusals = load_resumable(self._context.resume, report=self._say)
+        assert self._flight is not None
+        self._flight.begin(checkpoint.step if checkpoint is not None else 0)
         if checkpoint is None:
             self._say(
                 f"starting from step 0 on {self._group()}" + ("; no valid checkpoint is left" if refusals else "")
@@ -108,23 +123,71 @@ class Journal:
         self._say(f"resuming from {checkpoint.path.name} (sha256 {checkpoint.sha256[:12]}) on {self._group()}")
         return {"meta": checkpoint.meta}, checkpoint.model, checkpoint.state
 
+    def _past_fatal_steps(self, run: RunFolder, newest: Checkpoint) -> Checkpoint:
+        """Return the checkpoint before the newest one where two launches in a row died in one step after that.
+
+        Raises:
+            CheckpointError: the same step was fatal from both.
+        """
+        assert self._flight is not None
+        step = is_fatal(self._flight.deaths, newest.step)
+        if step is None:
+            return newest
+        earlier, _ = run.newest_valid(before=newest.step)
+        if earlier is None:
+            return newest
+        if is_fatal(self._flight.deaths, earlier.step) == step:
+            self._flight.forget()
+            raise CheckpointError(
+                f"run {self._context.name}: step {step} has ended the process twice from {newest.path.name} and twice "
+                f"from {earlier.path.name}, without an error of its own; most likely the machine's memory ran out or a "
+                "driver failed; lower train.micro_batch_size or data.num_threads, or run the command again to go on"
+            )
+        self._say(f"step {step} has ended the process twice from {newest.path.name}; going back one checkpoint")
+        return earlier
+
+    def roll_back(self, error: NonFiniteError) -> None:
+        """Get ready to go on from the newest checkpoint without the batch that was not finite.
+
+        Raises:
+            NonFiniteError: that has been done often enough.
+        """
+        names = self._datasets.splits["train"].names(self._order.batch_at(error.step).positions)
+        self._rollbacks = merge_rollbacks(
+            self._progress.rollbacks, [*self._rollbacks, build_rollback(error.step, names, self._context.attempt)]
+        )
+        self._log(f"{error}; its examples: {', '.join(names)}")
+        refuse_rollback(self._rollbacks, self._context.attempt, error)
+        if self._run is not None:
+            self._run.wait()
+            self._context.say(
+                f"step {error.step}: loss or gradient = NaN or Inf; going back to the newest checkpoint and leaving "
+                f"this batch out; its examples: {named(names)}"
+            )
+
     def _group(self) -> str:
         size = self._workers.world_size
         return f"{size} worker{'' if size == 1 else 's'}"
 
-    def attach(self, stepper: Stepper, progress: Progress, order: Order, end: int) -> None:
-        """Take the parts of the loop that are read at every record."""
+    def begin(self, stepper: Stepper, progress: Progress, order: Order, end: int) -> None:
+        """Take the parts of the loop that are read at every record, and start what runs beside the loop."""
         self._stepper, self._progress, self._order, self._end = stepper, progress, order, end
         stepper.add_sums(progress.sums)
-        if getattr(self, "_scaler_state", None):
+        if self._scaler_state:
             stepper.scaler.load_state_dict(self._scaler_state)
-
-    def __enter__(self) -> Journal:
-        """Start what runs beside the loop."""
+        self._begun = True
         if self._run is not None:
             self._write_summary("running")
+            if self._trackers is not None:
+                self._trackers.close()
             identity = f"{self._context.storage}/{self._context.name}"
-            self._trackers = Trackers(self._config, self._run.path, identity, self._progress.step, say=self._say)
+            self._trackers = Trackers(self._config, self._run.path, identity, progress.step, say=self._say)
+        share = -(-self._config.train.global_batch_size // self._workers.world_size)
+        self._micro_batch_size = min(share, self._config.train.micro_batch_size or share)
+        self._say_micro_batch()
+
+    def __enter__(self) -> Journal:
+        """Be there until the run's files are closed."""
         return self
 
     def __exit__(
@@ -133,9 +196,26 @@ class Journal:
         """Close the run's files; after an error, with the status `failed`."""
         if self._run is None:
             return
-        if error is not None:
+        if error is not None and self._begun:
             self._write_summary("failed")
             self._close()
+        assert self._flight is not None
+        self._flight.land()
+
+    def step_begins(self) -> None:
+        """Note which step is in flight, and show people where training stands."""
+        if self._flight is not None:
+            self._flight.at(self._progress.step)
+            self._say_micro_batch()
+            self.show()
+
+    def _say_micro_batch(self) -> None:
+        if self._stepper.micro_batch_size < self._micro_batch_size:
+            self._micro_batch_size = self._stepper.micro_batch_size
+            self._say(
+                f"memory has run out: from step {self._progress.step} on, each worker forwards at most "
+                f"{self._micro_batch_size} examples at once; the global batch and the order of examples stay"
+            )
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -215,6 +295,7 @@ class Journal:
         record |= {"epoch": progress.step / self._order.steps_per_epoch}
         record |= {f"val/{name}": number for name, number in progress.metrics.items()}
         self._record(record)
+        progress.evaluations = [*progress.evaluations, record][-_MOST_EVALUATIONS:]
         self.save()
         self._say(self._evaluation_line(improved))
         if outcome["report"]:
@@ -260,6 +341,8 @@ class Journal:
         progress.sums = self._stepper.take_sums()
         self._stepper.add_sums(progress.sums)
         self._saved_step, self._saved_at = progress.step, time.monotonic()
+        if self._stepper.has_run_out:
+            progress.memory = memory_record(self._config, self._stepper.micro_batch_size, self._context.device)
         if self._run is None:
             return
         served, state = state_tensors(self._model, self._optimizer, self._ema)
@@ -270,7 +353,7 @@ class Journal:
             "steps_per_epoch": self._order.steps_per_epoch,
             "data_identity": self._datasets.identity,
             "scaler": self._stepper.scaler.state_dict(),
-            "micro_batch_size": self._config.train.micro_batch_size,
+            "micro_batch_size": self._stepper.micro_batch_size,
             "world_size": self._workers.world_size,
             "torch_threads": torch.get_num_threads(),
             "task": self._config.task,
@@ -307,6 +390,7 @@ class Journal:
             "epoch": progress.step / self._order.steps_per_epoch,
             "best": progress.best,
             "metrics": progress.metrics,
+            "left_out_steps": [record["step"] for record in progress.rollbacks],
             **self._context.provenance,
         }
         self._run.save_summary(summary)
@@ -323,6 +407,10 @@ class Journal:
         if self._run is None:
             return
         self._context.say(line)
-        if self._run.path.is_dir():
-            with open(self._run.path / LOG, "a", encoding="utf-8") as log:
+        self._log(line)
+
+    def _log(self, line: str) -> None:
+        """Keep a line in the run's log; a full disk costs the line only."""
+        if self._run is not None and self._run.path.is_dir():
+            with suppress(OSError), open(self._run.path / LOG, "a", encoding="utf-8") as log:
                 log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

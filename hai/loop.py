@@ -10,14 +10,16 @@ import torch
 from hai.config.schema import RunConfig
 from hai.context import Context
 from hai.distributed import Workers
-from hai.errors import CheckpointError
+from hai.errors import CheckpointError, NonFiniteError
 from hai.journal import Journal
+from hai.memory import free_memory
 from hai.optim import Ema, build_optimizer, learning_rate_at
 from hai.order import Order
 from hai.predictions import predict_split
+from hai.recovery import micro_batch_size
 from hai.state import Progress
 from hai.step import Stepper
-from hai.tasks.base import Task
+from hai.tasks.base import Datasets, Task
 from hai.types import LOST, STOP, Record
 
 __all__ = ["is_finished", "total_steps", "train"]
@@ -51,12 +53,27 @@ def train(config: RunConfig, task: Task, context: Context) -> Record:
     Raises:
         HaiError: on all workers, for what the user can mend; the state up to the last checkpoint is safe.
     """
-    settings, device = config.train, context.device
-    workers = Workers.join(context.rank, context.world_size, device)
-    journal = Journal(config, task, context, workers)
+    workers = Workers.join(context.rank, context.world_size, context.device)
     datasets = task.build_datasets()
-    training, validation = datasets.splits["train"], datasets.splits["val"]
+    with Journal(config, task, context, workers, datasets) as journal:
+        while True:
+            try:
+                return _train_on(config, task, context, workers, datasets, journal)
+            except NonFiniteError as error:
+                journal.roll_back(error)
+            free_memory(context.device)
 
+
+def _train_on(
+    config: RunConfig, task: Task, context: Context, workers: Workers, datasets: Datasets, journal: Journal
+) -> Record:
+    """Build everything, go on from the newest valid checkpoint, and train to the end.
+
+    Raises:
+        NonFiniteError: on all workers; nothing of the step in question is kept.
+    """
+    settings, device = config.train, context.device
+    training, validation = datasets.splits["train"], datasets.splits["val"]
     order = Order(*training.strata(), batch_size=settings.global_batch_size, seed=config.seed)
     end = total_steps(config, order.steps_per_epoch)
     eval_steps = max(1, round(settings.eval_every_epochs * order.steps_per_epoch))
@@ -68,13 +85,14 @@ def train(config: RunConfig, task: Task, context: Context) -> Record:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     optimizer = build_optimizer(model, config.optim, task.backbone(model), device)
     ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
-    progress = journal.restore(datasets, model, optimizer, ema)
+    progress = journal.restore(model, optimizer, ema)
     stepper = Stepper(
         config, task, model, optimizer, ema, workers,
         learning_rate=lambda step: learning_rate_at(step, config.optim, order.steps_per_epoch, end),
-        micro_batch_size=settings.micro_batch_size or settings.global_batch_size,
+        micro_batch_size=micro_batch_size(config, progress.memory, context.micro_batch_limit, device),
     )  # fmt: skip
-    journal.attach(stepper, progress, order, end)
+    journal.begin(stepper, progress, order, end)
+    left_out = {record["step"] for record in progress.rollbacks}
 
     def evaluate() -> None:
         with ema.swapped(model) if ema else nullcontext():
@@ -89,7 +107,7 @@ def train(config: RunConfig, task: Task, context: Context) -> Record:
     requests = order.requests(progress.step, end, rank=workers.rank, world_size=workers.world_size)
     batches = training.batches(requests, device=device, training=True)
     asked = 0
-    with journal, closing(batches):
+    with closing(batches):
         while True:
             due = progress.step > 0 and (progress.step % eval_steps == 0 or progress.step == end)
             if due and progress.evaluated_step != progress.step:
@@ -107,7 +125,9 @@ def train(config: RunConfig, task: Task, context: Context) -> Record:
                 break
             epoch = order.epoch_of(progress.step)
             prepare = functools.partial(training.prepare, epoch=epoch, training=True)
-            stepper.step(next(batches), step=progress.step, epoch=epoch, prepare=prepare)
+            batch = next(batches)
+            journal.step_begins()
+            if progress.step not in left_out:
+                stepper.step(batch, step=progress.step, epoch=epoch, prepare=prepare)
             progress.step += 1
-            journal.show()
         return journal.finish("interrupted" if asked == STOP else "finished")

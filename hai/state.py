@@ -29,6 +29,9 @@ class Progress:
         metrics: validation metrics of the last evaluation.
         fitted: what the task fitted on the validation split (threshold, temperature).
         sums: training statistics since the last record.
+        rollbacks: steps that were not finite, whose batches are left out, with their examples.
+        memory: the micro-batch that was found to fit when memory had run out, and where.
+        evaluations: the records of the evaluations so far, which metrics.jsonl can be mended from.
     """
 
     step: int = 0
@@ -38,6 +41,9 @@ class Progress:
     metrics: dict[str, float | None] = field(default_factory=dict)
     fitted: Record = field(default_factory=dict)
     sums: list[float] = field(default_factory=list)
+    rollbacks: list[Record] = field(default_factory=list)
+    memory: Record | None = None
+    evaluations: list[Record] = field(default_factory=list)
 
     def record(self) -> Record:
         """Return this state as JSON."""

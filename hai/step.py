@@ -20,8 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from hai.config.schema import RunConfig
 from hai.data.draws import hash_int
 from hai.distributed import Workers
-from hai.errors import NonFiniteError
-from hai.models.freeze import set_frozen, statistics_kept, train_mode
+from hai.errors import NonFiniteError, OutOfMemoryError
+from hai.memory import free_memory, is_out_of_memory
+from hai.models.freeze import set_frozen, statistics_kept, statistics_of, train_mode
 from hai.optim import Ema
 from hai.order import slice_bounds
 from hai.precision import precision_on
@@ -65,15 +66,20 @@ class Stepper:
         self._precision = precision_on(workers.device, config.train.mixed_precision)
         self.scaler = torch.amp.GradScaler(workers.device.type, enabled=self._precision is torch.float16)
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        total, most = config.train.global_batch_size, max(1, micro_batch_size)
+        total = config.train.global_batch_size
         shares = [slice_bounds(total, rank, workers.world_size) for rank in range(workers.world_size)]
         self._sizes = [high - low for low, high in shares]
-        self.num_micro_batches = -(-max(self._sizes) // most)
+        self._cut(micro_batch_size)
+        self._statistics = statistics_of(model)
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
         self._backbone = task.backbone(model)
         self._frozen: set[str] | None = None
         self._forward: nn.Module = model
+        self.has_run_out = False
+        """Whether memory has run out and the micro-batch was halved since the start."""
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=workers.device)
         self._sums: Tensor | None = None
+        self._losses: list[Tensor] = []
 
     def step(self, batch: Batch, *, step: int, epoch: int, prepare: Callable[[Batch], Batch]) -> None:
         """Learn from this worker's part of global batch `step`.
@@ -86,24 +92,66 @@ class Stepper:
 
         Raises:
             NonFiniteError: on CPUs in the step itself; on GPUs `check` raises it, the weights are untouched either way.
+            OutOfMemoryError: one example does not fit, or there are other workers, which wait in vain for this one.
         """
         self._freeze(epoch)
         rate = self.learning_rate_at(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
-        if self.num_micro_batches > 1 and self._task.needs_global_batch(epoch):
-            self._backward_cached(batch, step, epoch, prepare)
-        else:
-            self._backward(batch, step, epoch, prepare)
+        if self._statistics:
+            torch._foreach_copy_(self._statistics_before, self._statistics)
+        sums, self._losses = self._sums, []
+        while not self._fits(batch, step, epoch, prepare):
+            self._halve(step)
+            self._optimizer.zero_grad(set_to_none=True)
+            self._sums, self._losses = sums, []
+            for buffer, value in zip(self._statistics, self._statistics_before, strict=True):
+                buffer.data.copy_(value)
         self._update(step)
+
+    def _fits(self, batch: Batch, step: int, epoch: int, prepare: Callable[[Batch], Batch]) -> bool:
+        """Compute the gradients of a step; False when memory has run out on the way."""
+        try:
+            if self.num_micro_batches > 1 and self._task.needs_global_batch(epoch):
+                self._backward_cached(batch, step, epoch, prepare)
+            else:
+                self._backward(batch, step, epoch, prepare)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _halve(self, step: int) -> None:
+        """Take half the micro-batch; the global batch, and so the objective, stay as they are."""
+        free_memory(self._workers.device)
+        size = self.micro_batch_size
+        if size == 1 or self._workers.world_size > 1:
+            raise OutOfMemoryError(
+                f"step {step}: out of memory with {size} example{'s' if size > 1 else ''} at once on worker "
+                f"{self._workers.rank}; "
+                + (
+                    f"set train.micro_batch_size={size // 2}"
+                    if size > 1
+                    else "lower data.image_size or take a smaller model"
+                ),
+                size,
+            )
+        self._cut(size // 2)
+        self.has_run_out = True
+
+    def _cut(self, most: int) -> None:
+        """Divide every worker's part into as many micro-batches as it takes for none to exceed `most` examples."""
+        self.num_micro_batches = -(-max(self._sizes) // max(1, most))
+        self.micro_batch_size = -(-max(self._sizes) // self.num_micro_batches)
 
     def check(self, step: int) -> None:
         """Raise NonFiniteError if a step up to this one was not finite; waits for the device."""
         bad = int(self._bad_step)
         if bad >= 0:
-            raise NonFiniteError(_non_finite(bad))
+            raise NonFiniteError(_non_finite(bad), bad)
         if self.scaler.is_enabled() and self.scaler.get_scale() < 2.0**-10:  # fp16: every step overflows
-            raise NonFiniteError(_non_finite(step))
+            raise NonFiniteError(_non_finite(step), step)
 
     def take_sums(self) -> list[float]:
         """Return [sum of losses x examples, examples, task statistics...] over all workers since the last call."""
@@ -175,10 +223,10 @@ class Stepper:
         limit = self._config.train.gradient_clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit if limit is not None else float("inf"))
         if not self.scaler.is_enabled():
-            finite = torch.isfinite(norm)
+            finite = torch.isfinite(norm + sum(self._losses))
             if norm.device.type == "cpu":
                 if not finite:
-                    raise NonFiniteError(_non_finite(step))
+                    raise NonFiniteError(_non_finite(step), step)
             else:  # the fused optimizer skips the update on the device: no waiting for it here
                 self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
                 self._optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
@@ -190,6 +238,7 @@ class Stepper:
 
     def _count(self, loss: Tensor, outputs: Tensor, batch: Batch) -> None:
         """Sum up what training metrics need, on the device, without waiting for it."""
+        self._losses.append(loss.detach())
         with torch.no_grad():
             size = self._config.train.global_batch_size
             statistics = self._task.statistics(outputs, batch)
@@ -230,6 +279,6 @@ class Stepper:
 
 def _non_finite(step: int) -> str:
     return (
-        f"step {step}: gradient = NaN or Inf; the weights were left untouched; "
+        f"step {step}: loss or gradient = NaN or Inf; the weights were left untouched; "
         "lower optim.learning_rate, set train.gradient_clip_norm or train.mixed_precision=false"
     )

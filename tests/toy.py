@@ -41,6 +41,9 @@ class VectorDataset:
                 "label": torch.from_numpy(self.labels[positions]).to(device),
             }
 
+    def names(self, positions: np.ndarray) -> list[str]:
+        return [f"vector-{position}" for position in positions]
+
     def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch:
         if not training:
             return batch

@@ -93,6 +93,10 @@ class ImageDataset:
         loader = RingLoader(jobs, size=self.config.data.image_size, device=device, num_threads=self._num_threads())
         return BatchStream(loader, self.manifest, device)
 
+    def names(self, positions: NDArray[np.int64]) -> list[str]:
+        """Return the paths of examples, as the manifest has them."""
+        return [self.manifest.path[row] for row in self.rows[positions].tolist()]
+
     def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch:
         """Make the model's input of a loaded batch on its device: normalised float32, changed at random in training."""
         image = batch["image"]

@@ -29,6 +29,8 @@ class _Images(Protocol):
         self, requests: Iterable[tuple[int, NDArray[np.int64]]], *, device: torch.device, training: bool
     ) -> _Batches: ...
 
+    def names(self, positions: NDArray[np.int64]) -> list[str]: ...
+
     def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch: ...
 
 
@@ -74,6 +76,11 @@ class ComparisonDataset:
                 yield epoch, self.positions[positions].reshape(-1)
 
         return PairStream(self.images.batches(flat(), device=device, training=training), asked)
+
+    def names(self, positions: NDArray[np.int64]) -> list[str]:
+        """Return the paths of compared images, `left | right`."""
+        names = self.images.names(self.positions[positions].reshape(-1))
+        return [f"{left} | {right}" for left, right in zip(names[::2], names[1::2], strict=True)]
 
     def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch:
         """Make the model's input of a loaded batch on its device, each image as its data set does."""

@@ -62,6 +62,10 @@ class EmbeddedDataset:
                 batch = {name: values.pin_memory() for name, values in batch.items()}
             yield {name: values.to(device, non_blocking=True) for name, values in batch.items()}
 
+    def names(self, positions: NDArray[np.int64]) -> list[str]:
+        """Return the paths of examples, as the manifest has them."""
+        return self._examples.names(positions)
+
     def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch:
         """Return the batch: an embedding is the model's input as it is."""
         return batch

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["set_frozen", "statistics_kept", "train_mode"]
+__all__ = ["set_frozen", "statistics_kept", "statistics_of", "train_mode"]
 
 
 def set_frozen(model: nn.Module, names: Set[str], frozen: bool) -> None:
@@ -45,11 +45,16 @@ def train_mode(model: nn.Module, frozen: Set[str]) -> None:
             module.eval()
 
 
+def statistics_of(model: nn.Module) -> list[Tensor]:
+    """List the running statistics of the model's BatchNorm layers: what a forward pass in training mode changes."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+
+
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
     """Undo on leaving what BatchNorm layers of the model did to their running statistics meanwhile."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    buffers = statistics_of(model)
     before = [buffer.detach().clone() for buffer in buffers]
     try:
         yield

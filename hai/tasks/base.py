@@ -51,6 +51,10 @@ class Dataset(Protocol):
         """Yield one batch per request (epoch, positions), in order, reading ahead lazily."""
         ...
 
+    def names(self, positions: NDArray[np.int64]) -> list[str]:
+        """Name examples for people."""
+        ...
+
     def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch:
         """Turn a loaded batch into the model's input on its device; in training with the epoch's random changes."""
         ...
