@@ -341,7 +341,7 @@ class Journal:
         progress.sums = self._stepper.take_sums()
         self._stepper.add_sums(progress.sums)
         self._saved_step, self._saved_at = progress.step, time.monotonic()
-        if self._stepper.has_run_out:
+        if self._stepper.has_run_out or self._context.micro_batch_limit is not None:
             progress.memory = memory_record(self._config, self._stepper.micro_batch_size, self._context.device)
         if self._run is None:
             return

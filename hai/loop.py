@@ -89,7 +89,7 @@ def _train_on(
     stepper = Stepper(
         config, task, model, optimizer, ema, workers,
         learning_rate=lambda step: learning_rate_at(step, config.optim, order.steps_per_epoch, end),
-        micro_batch_size=micro_batch_size(config, progress.memory, context.micro_batch_limit, device),
+        micro_batch_size=workers.agree(micro_batch_size(config, progress.memory, context.micro_batch_limit, device)),
     )  # fmt: skip
     journal.begin(stepper, progress, order, end)
     left_out = {record["step"] for record in progress.rollbacks}

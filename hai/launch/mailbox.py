@@ -17,6 +17,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._letters: list[tuple[str, Any]] = []
         self._request = 0
+        self._micro_batch_limit: int | None = None
 
     def put(self, kind: str, content: Any) -> None:
         """Leave a letter for the driver."""
@@ -34,6 +35,15 @@ class Mailbox:
     def asked(self) -> int:
         """Return the last request, 0 for none."""
         return self._request
+
+    def halve(self, size: int) -> None:
+        """Note that a worker's memory does not hold a micro-batch of this size; the next group tries half of it."""
+        half = max(1, size // 2)
+        self._micro_batch_limit = min(half, self._micro_batch_limit or half)
+
+    def micro_batch_limit(self) -> int | None:
+        """Return the largest micro-batch that is worth a try, None where memory has not run out."""
+        return self._micro_batch_limit
 
 
 class Asked(threading.Thread):

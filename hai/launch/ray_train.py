@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hai.config.schema import RunConfig, ScaleConfig
-from hai.errors import ConfigError, HaiError
+from hai.errors import ConfigError, HaiError, OutOfMemoryError
 from hai.launch.cluster import connected
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
 from hai.launch.plan import Outcome, Plan
@@ -50,6 +50,7 @@ def _on_worker(spec: Record) -> None:
             rank=rank,
             world_size=train_context.get_world_size(),
             local_world_size=train_context.get_local_world_size(),
+            micro_batch_limit=ray.get(mailbox.micro_batch_limit.remote()),
             request=lambda: asked.request,
             report=lambda record: ray.train.report(record),
             say=lambda line: mailbox.put.remote("say", line),
@@ -57,6 +58,13 @@ def _on_worker(spec: Record) -> None:
         )
         if rank == 0:
             ray.get(mailbox.put.remote("summary", summary))
+    except OutOfMemoryError as error:
+        if error.micro_batch_size == 1:
+            ray.get(mailbox.put.remote("error", [type(error).__name__, str(error)]))
+            return
+        ray.get(mailbox.halve.remote(error.micro_batch_size))
+        mailbox.put.remote("say", f"{error}; the workers start again with half of that, from the newest checkpoint")
+        raise RuntimeError("out of memory") from None  # Ray starts the group again
     except HaiError as error:  # the user's to mend: starting the workers again would not help
         ray.get(mailbox.put.remote("error", [type(error).__name__, str(error)]))
     finally:
@@ -92,12 +100,20 @@ def train_on_ray(
                 run_config=ray.train.RunConfig(
                     name=f"{plan.name}-{plan.attempt}",
                     storage_path=scratch,
-                    failure_config=ray.train.FailureConfig(max_failures=config.scale.max_failures),
+                    failure_config=ray.train.FailureConfig(max_failures=_max_failures(config)),
                     worker_runtime_env={"env_vars": forwarded} if forwarded else None,
                     logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 ),
             )
             return _attend(ray, trainer, mailbox, signals, say=say, show=show)
+
+
+def _max_failures(config: RunConfig) -> int:
+    """Count failures of workers, and besides them one restart for every time that memory can make the batch halve."""
+    if config.scale.max_failures < 0:
+        return -1
+    largest = min(config.train.micro_batch_size or config.train.global_batch_size, config.train.global_batch_size)
+    return config.scale.max_failures + largest.bit_length() - 1
 
 
 def _attend(

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing
 from safetensors.torch import load_file
 from test_loop import losses_of, newest, tensors_of, toy_config, toy_run
 from torch import Tensor
 from toy import ToyTask
 
 from hai.config.schema import RunConfig
+from hai.context import Context
 from hai.errors import CheckpointError, NonFiniteError, OutOfMemoryError
+from hai.loop import train
 from hai.types import Batch, Record
 
 SAVES = {"every_minutes": None, "every_epochs": 0.5, "keep": 100}  # every 3 steps
@@ -99,19 +103,43 @@ def test_after_three_rollbacks_it_stops_names_what_the_batches_share_and_keeps_t
     )
 
 
+def _poisoned_worker(rank: int, storage: str, port: int) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    config = toy_config(checkpoint=SAVES)
+    poisoned = Poisoned(config, {7}, epoch=1, gradient=rank == 1)  # one worker's loss, the other's gradient
+    assert train(config, poisoned, Context(storage, "run", rank=rank, world_size=2))["status"] == "finished"
+    dist.destroy_process_group()
+
+
+def test_all_workers_roll_back_together(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(_poisoned_worker, (str(tmp_path), port), nprocs=2, start_method="fork")
+    (step,) = summary_of(tmp_path)["left_out_steps"]
+    config = toy_config(checkpoint=SAVES)
+    toy_run(tmp_path / "alone", config, Poisoned(config, {7}, epoch=1))
+    assert summary_of(tmp_path / "alone")["left_out_steps"] == [step]
+
+
 class Hungry(ToyTask):
     """From a step on, more than `most` examples at once do not fit; in evaluation never more than `evaluated`."""
 
-    def __init__(self, config: RunConfig, *, most: int = 10**9, start: int = 0, evaluated: int = 10**9) -> None:
-        super().__init__(config, batch_norm=most > 0, dropout=0.3, pairs=True)
+    def __init__(
+        self, config: RunConfig, *, most: int = 10**9, start: int = 0, evaluated: int = 10**9, noisy: bool = True
+    ):
+        super().__init__(config, batch_norm=noisy, dropout=0.3 * noisy, pairs=True)
         self._most, self._start, self._evaluated = most, start, evaluated
-        self.largest = 0
+        self._seen = self.largest = 0
 
     def outputs(self, model: torch.nn.Module, batch: Batch) -> Tensor:
         size = len(batch["index"])
         outputs = super().outputs(model, batch)  # memory runs out late: BatchNorm has moved by then
         if model.training:
-            self._seen = getattr(self, "_seen", 0) + size
+            self._seen += size
         limit = self._most if model.training else self._evaluated
         if size > limit and self._seen > 16 * self._start:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -152,8 +180,51 @@ def test_a_resume_remembers_the_micro_batch_until_another_is_asked_for(tmp_path:
 def test_one_example_that_does_not_fit_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
     config = toy_config()
     with pytest.raises(OutOfMemoryError, match=r"step 7: out of memory with 1 example at once .* data\.image_size"):
-        toy_run(tmp_path, config, Hungry(config, most=0, start=7))
+        toy_run(tmp_path, config, Hungry(config, most=0, start=7, noisy=False))
     assert newest(tmp_path).name == "step_00000006"
+
+
+def _hungry_worker(rank: int, storage: str, port: int, limit: int | None) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    config = toy_config(checkpoint=SAVES)
+    task = ToyTask(config, pairs=True) if rank == 0 else Hungry(config, most=4, start=4, noisy=False)
+    context = Context(storage, "run", rank=rank, world_size=2, micro_batch_limit=limit)
+    try:
+        train(config, task, context)
+    except OutOfMemoryError as error:
+        Path(storage, f"error-{rank}.txt").write_text(f"{error.micro_batch_size} {error}", encoding="utf-8")
+        raise
+    dist.destroy_process_group()
+
+
+def test_workers_start_again_with_half_the_micro_batch(tmp_path: Path) -> None:
+    storage = tmp_path / "two"
+    storage.mkdir()
+    for limit in (None, 4):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        group = torch.multiprocessing.start_processes(
+            _hungry_worker, (str(storage), port, limit), nprocs=2, start_method="fork", join=False
+        )
+        if limit is None:
+            with pytest.raises(torch.multiprocessing.ProcessRaisedException):
+                group.join(60)
+            (found,) = storage.glob("error-*.txt")  # the other worker only lost its peer
+            assert found.name == "error-1.txt"
+            assert found.read_text(encoding="utf-8").startswith("8 step 8: out of memory with 8 examples at once")
+        else:
+            group.join(60)
+    assert summary_of(storage)["status"] == "finished"
+    assert state_of(storage)["memory"]["micro_batch_size"] == 4
+    config = toy_config(checkpoint=SAVES)
+    toy_run(tmp_path / "one", config, ToyTask(config, pairs=True))
+    for (step, one), (same, two) in zip(losses_of(tmp_path / "one"), losses_of(storage), strict=True):
+        assert step == same
+        assert one == pytest.approx(two, abs=1e-5)
 
 
 def test_an_evaluation_that_does_not_fit_is_done_in_parts(tmp_path: Path) -> None:
