@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from hai.masking import without_secrets
 from hai.types import Record
 
 __all__ = ["TrainingBar"]
@@ -52,7 +53,7 @@ class TrainingBar:
 
     def say(self, line: str) -> None:
         """Print one line for people above the bar."""
-        self._console.print(line, markup=False)
+        self._console.print(without_secrets(line), markup=False)
 
     def show(self, progress: Record) -> None:
         """Move the bar; where there is none, print a line now and then."""

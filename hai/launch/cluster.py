@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any
 
 from hai.errors import ConfigError
 
-__all__ = ["connected", "live_address", "start_local"]
+__all__ = ["connected", "is_on_loopback", "keep_token", "live_address", "start_local"]
 
 _CHECK_SECONDS = 2.0
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": loopback is the only address, which is Ray's way on a Mac
 _SILENT: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -73,22 +76,66 @@ def connected(say: Callable[[str], None]) -> Iterator[Any]:
 
 
 def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None:
-    """Start a cluster of this machine's own and connect to it; it ends with this process or `ray.shutdown`."""
+    """Start a cluster of this machine's own and connect to it; it ends with this process or `ray.shutdown`.
+
+    It listens on loopback only, and asks for the token in `~/.ray/auth_token` unless RAY_AUTH_MODE says otherwise.
+    """
     ray = _import_ray()
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody preempts this machine's own cluster
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # it would have nowhere to go
+    keep_token()
     for tries_left in (2, 1, 0):
         try:
-            ray.init(
-                address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **_SILENT
-            )
+            with _on_loopback():
+                ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_SILENT)
             break
         except Exception as error:  # Ray waits 30 s for its own processes, which a busy small machine exceeds
             ray.shutdown()
             if "timed out during startup" not in str(error) or not tries_left:
                 raise
             say("Ray did not start within its 30 s; trying again")
-    with contextlib.suppress(OSError):  # Ray creates its token readable by everyone
-        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+
+
+def is_on_loopback() -> bool:
+    """Say whether the cluster we are connected to is this machine's own, which nothing outside can reach."""
+    return ipaddress.ip_address(_import_ray().util.get_node_ip_address()).is_loopback
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a cluster that starts in the block listen on loopback only.
+
+    Ray's own arguments do not: `_node_ip_address="127.0.0.1"` is replaced by the address that others see.
+    """
+    from ray._private import ray_constants
+
+    enabled, before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(_CLUSTERS)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[_CLUSTERS] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        if before is None:
+            del os.environ[_CLUSTERS]
+        else:
+            os.environ[_CLUSTERS] = before
+
+
+def keep_token() -> None:
+    """Make the token of this user's own clusters, for this user's eyes only; Ray would let everyone read it."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(
+        os.environ
+    ):
+        return
+    token = Path.home() / ".ray" / "auth_token"
+    token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not token.exists():
+        own = token.with_name(f"{token.name}.{secrets.token_hex(8)}")
+        with open(os.open(own, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another process was faster: its token holds
+            os.link(own, token)
+        own.unlink()
+    token.chmod(0o600)
 
 
 def _import_ray() -> Any:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 from hai.launch.plan import Outcome, Plan
+from hai.launch.preemption import Notice, NoticeWatch
 from hai.launch.signals import StopSignals
 from hai.launch.worker import run_worker
-from hai.types import Record
+from hai.types import SAVE, Record
 
 __all__ = ["train_in_process"]
 
@@ -28,6 +30,21 @@ def train_in_process(
         torch.cuda.set_device(device)
     if world_size > 1:
         dist.init_process_group("nccl" if on_gpu else "gloo")
+    noticed = threading.Event()
+
+    def take(notice: Notice) -> None:
+        say(f"{notice.cloud}: this machine will be taken away in {notice.seconds:.0f} s: saving a checkpoint")
+        noticed.set()
+
+    def request() -> int:
+        if signals.request or not noticed.is_set():
+            return signals.request
+        noticed.clear()
+        return SAVE
+
+    watch = NoticeWatch(take)
+    if rank == 0:
+        watch.start()
     try:
         with StopSignals(say if rank == 0 else lambda _: None) as signals:
             summary = run_worker(
@@ -36,12 +53,13 @@ def train_in_process(
                 rank=rank,
                 world_size=world_size,
                 local_world_size=local_world_size,
-                request=lambda: signals.request,
+                request=request,
                 report=lambda _: None,
                 say=say if rank == 0 else lambda _: None,
                 show=show if rank == 0 else lambda _: None,
             )
     finally:
+        watch.end()
         if world_size > 1:
             dist.destroy_process_group()
     return Outcome(str(summary["status"]), summary)

@@ -16,7 +16,7 @@ from typing import Any
 
 from hai.config.schema import RunConfig, ScaleConfig
 from hai.errors import ConfigError, HaiError, OutOfMemoryError
-from hai.launch.cluster import connected
+from hai.launch.cluster import connected, is_on_loopback
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
 from hai.launch.plan import Outcome, Plan
 from hai.launch.signals import StopSignals
@@ -36,6 +36,7 @@ def _on_worker(spec: Record) -> None:
     import ray.train
     import ray.train.torch
 
+    from hai.launch.leaving import training
     from hai.launch.worker import run_worker
 
     train_context, mailbox = ray.train.get_context(), spec["mailbox"]
@@ -44,18 +45,19 @@ def _on_worker(spec: Record) -> None:
     if rank == 0:
         asked.start()
     try:
-        summary = run_worker(
-            Plan(**spec["plan"]),
-            device=ray.train.torch.get_device(),
-            rank=rank,
-            world_size=train_context.get_world_size(),
-            local_world_size=train_context.get_local_world_size(),
-            micro_batch_limit=ray.get(mailbox.micro_batch_limit.remote()),
-            request=lambda: asked.request,
-            report=lambda record: ray.train.report(record),
-            say=lambda line: mailbox.put.remote("say", line),
-            show=lambda progress: mailbox.put.remote("show", progress),
-        )
+        with training(mailbox, rank=rank, local_rank=train_context.get_local_rank()):
+            summary = run_worker(
+                Plan(**spec["plan"]),
+                device=ray.train.torch.get_device(),
+                rank=rank,
+                world_size=train_context.get_world_size(),
+                local_world_size=train_context.get_local_world_size(),
+                micro_batch_limit=ray.get(mailbox.micro_batch_limit.remote()),
+                request=asked.request,
+                report=lambda record: ray.train.report(record),
+                say=lambda line: mailbox.put.remote("say", line),
+                show=lambda progress: mailbox.put.remote("show", progress),
+            )
         if rank == 0:
             ray.get(mailbox.put.remote("summary", summary))
     except OutOfMemoryError as error:
@@ -83,6 +85,8 @@ def train_on_ray(
         import ray.train
         from ray.train.torch import TorchTrainer
 
+        from hai.launch.group import GroupConfig
+
         scaling = _scaling(config.scale, ray.cluster_resources())
         workers = scaling.num_workers if isinstance(scaling.num_workers, int) else "{}:{}".format(*scaling.num_workers)
         if workers == scaling.num_workers:  # a fixed group waits its turn on a busy cluster; an elastic one tries anew
@@ -96,6 +100,10 @@ def train_on_ray(
             trainer = TorchTrainer(
                 _on_worker,
                 train_loop_config={"plan": plan.record(), "mailbox": mailbox},
+                torch_config=GroupConfig(
+                    backend="nccl" if scaling.use_gpu else "gloo",
+                    folder=f"{scratch}/groups" if is_on_loopback() else None,
+                ),
                 scaling_config=scaling,
                 run_config=ray.train.RunConfig(
                     name=f"{plan.name}-{plan.attempt}",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hai.checkpoint.owner import Owner
 from hai.checkpoint.records import CONFIG, REPORT, SUMMARY, parse_json
 from hai.checkpoint.remote import Location, check_storage, locate, reach
+from hai.checkpoint.resume import run_of
 from hai.checkpoint.runs import restart_run
 from hai.checkpoint.store import RunFolder
 from hai.config.compare import compare_configs
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_embedding", "run_training"]
 
-_INTERRUPTED, _MOST_NOTES = 3, 20
+_INTERRUPTED, _UNSAVED, _MOST_NOTES = 3, 2, 20
 
 
 def run_training(
@@ -49,7 +50,7 @@ def run_training(
         config_name: name of a run that the config does not name.
 
     Returns:
-        Exit status: 0 finished, 3 stopped by a signal with everything saved.
+        Exit status: 0 finished, 3 stopped by a signal with everything saved, 2 the last step could not be saved.
 
     Raises:
         HaiError: the user can mend it; nothing was lost.
@@ -70,6 +71,8 @@ def _train(config: RunConfig, resume: str | None, restart: bool, wait_for_upload
     check_storage(storage)
     if not restart:
         _refuse_changes(locate(storage, name), config)
+    if resume is not None:
+        _refuse_changes(locate(*run_of(resume)), config)
     _, datasets = _read_data(config, bar.say)
     if restart:
         restart_run(storage, name, report=bar.say)
@@ -78,7 +81,7 @@ def _train(config: RunConfig, resume: str | None, restart: bool, wait_for_upload
     attempt = owner.acquire()
     try:
         finished = _finished_summary(location, config, attempt, datasets, bar.say)
-        if finished is not None:
+        if finished is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:  # torchrun's others wait for this one
             _say_end(config, finished, bar.say, again=True)
             return 0
         outcome = _launch(config, _plan(config, attempt, resume, wait_for_upload), bar.say, bar.show)
@@ -136,7 +139,15 @@ def _launch(config: RunConfig, plan: Plan, say: Callable[[str], None], show: Cal
 
 
 def _status(outcome: Outcome) -> int:
+    if not _is_saved(outcome.summary):
+        return _UNSAVED
     return _INTERRUPTED if outcome.status == "interrupted" else 0
+
+
+def _is_saved(summary: Record) -> bool:
+    """Say whether the state of the last step is whole on this machine's disk."""
+    saved, step = summary.get("saved_step"), int(summary["step"])
+    return saved is None or int(saved) >= step
 
 
 def _read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Datasets]:
@@ -236,7 +247,12 @@ def _finished_summary(
 
 def _say_end(config: RunConfig, summary: Record, say: Callable[[str], None], *, again: bool = False) -> None:
     run, best = f"{config.storage}/{config.name}", summary.get("best")
-    if summary.get("status") == "interrupted":
+    if not _is_saved(summary):
+        say(
+            f"step {summary['step']} could not be saved, the newest checkpoint is of step {summary['saved_step']}; "
+            "mend what is said above and run the same command: it goes on from there"
+        )
+    elif summary.get("status") == "interrupted":
         say(f"stopped at step {summary['step']} with everything saved; run the same command to go on")
     elif again:
         say(f"run {config.name} is finished; raise train.max_epochs to go on with it, --restart begins anew")

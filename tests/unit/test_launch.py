@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from hai.config.schema import RunConfig, ScaleConfig
 from hai.errors import ConfigError, DataError
 from hai.launch.bar import TrainingBar
-from hai.launch.cluster import live_address
+from hai.launch.cluster import keep_token, live_address
 from hai.launch.plan import Plan, located
 from hai.launch.signals import StopSignals
 from hai.types import STOP
@@ -72,6 +73,31 @@ def test_a_stale_cluster_is_passed_over_with_a_line(monkeypatch: pytest.MonkeyPa
     assert address in lines[0]
     record.write_text("nonsense", encoding="utf-8")
     assert live_address(lines.append) is None
+
+
+def test_rays_token_is_for_its_owners_eyes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray" / "auth_token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    keep_token()
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "own"))
+    keep_token()
+    assert not token.parent.exists()
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    before = os.umask(0)
+    try:
+        keep_token()
+    finally:
+        os.umask(before)
+    content = token.read_text(encoding="ascii")
+    assert len(content) == 64
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    token.chmod(0o644)  # as Ray itself makes it
+    keep_token()
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert token.read_text(encoding="ascii") == content
+    assert list(token.parent.iterdir()) == [token]
 
 
 def test_the_group_fits_the_cluster_or_the_user_is_told() -> None:

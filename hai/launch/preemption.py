@@ -1,0 +1,109 @@
+"""Notices of Google's and Amazon's clouds that a spot machine will be taken away, read from their metadata servers."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from http.client import HTTPException
+from typing import NamedTuple
+
+__all__ = ["Notice", "NoticeWatch", "find_source"]
+
+_SERVER = "169.254.169.254"  # of both clouds; by its number, because a name could wait for a DNS server
+_TRIES, _ANSWER_SECONDS, _EVERY_SECONDS = 2, 1.0, 2.0
+_GOOGLE_SECONDS = 30.0  # what Google gives; it names no time
+_MOST_BYTES = 4096
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Notice(NamedTuple):
+    """A cloud's word that this machine will be taken away, in so many seconds."""
+
+    cloud: str
+    seconds: float
+
+
+class NoticeWatch(threading.Thread):
+    """Wait for a notice in the background; off a cloud the thread ends by itself within seconds.
+
+    Args:
+        take: called once, in this thread, with the notice.
+    """
+
+    def __init__(self, take: Callable[[Notice], None]) -> None:
+        super().__init__(name="hai-notices", daemon=True)
+        self._take, self._ended = take, threading.Event()
+
+    def run(self) -> None:
+        """Find out which cloud this is, then ask its server now and then."""
+        source = find_source(os.environ)
+        while source is not None and not self._ended.is_set():
+            with contextlib.suppress(OSError, HTTPException, ValueError):  # a server that fails is asked again
+                notice = source()
+                if notice is not None:
+                    self._take(notice)
+                    return
+            self._ended.wait(_EVERY_SECONDS)
+
+    def end(self) -> None:
+        """Stop asking; does not wait."""
+        self._ended.set()
+
+
+def find_source(environment: Mapping[str, str]) -> Callable[[], Notice | None] | None:
+    """Return what asks this machine's cloud for a notice; None off the two clouds.
+
+    Args:
+        environment: GCE_METADATA_HOST and AWS_EC2_METADATA_SERVICE_ENDPOINT name other servers, NO_GCE_CHECK and
+            AWS_EC2_METADATA_DISABLED switch the question off, as in the clouds' own libraries.
+    """
+    google = f"http://{environment.get('GCE_METADATA_HOST') or _SERVER}"
+    amazon = (environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or f"http://{_SERVER}").rstrip("/")
+    sources: list[Callable[[], Notice | None]] = []
+    if environment.get("NO_GCE_CHECK", "").lower() != "true":
+        sources.append(lambda: _google_notice(google))
+    if environment.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
+        sources.append(lambda: _amazon_notice(amazon))
+    for source in sources * _TRIES:
+        with contextlib.suppress(OSError, HTTPException, ValueError):
+            source()
+            return source
+    return None
+
+
+def _google_notice(server: str) -> Notice | None:
+    """Raises OSError or ValueError when this is no server of Google's."""
+    flavor = {"Metadata-Flavor": "Google"}
+    request = urllib.request.Request(f"{server}/computeMetadata/v1/instance/preempted", headers=flavor)
+    with _DIRECT.open(request, timeout=_ANSWER_SECONDS) as answer:
+        if answer.headers.get("Metadata-Flavor") != "Google":
+            raise ValueError("not Google's metadata server")
+        return Notice("Google Cloud", _GOOGLE_SECONDS) if answer.read(_MOST_BYTES).strip() == b"TRUE" else None
+
+
+def _amazon_notice(server: str) -> Notice | None:
+    """Raises OSError or ValueError when this is no server of Amazon's."""
+    lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    request = urllib.request.Request(f"{server}/latest/api/token", headers=lifetime, method="PUT")
+    with _DIRECT.open(request, timeout=_ANSWER_SECONDS) as answer:
+        token = answer.read(_MOST_BYTES).decode("ascii").strip()
+    request = urllib.request.Request(
+        f"{server}/latest/meta-data/spot/instance-action", headers={"X-aws-ec2-metadata-token": token}
+    )
+    try:
+        with _DIRECT.open(request, timeout=_ANSWER_SECONDS) as answer:
+            action = json.loads(answer.read(_MOST_BYTES))
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 404:  # Amazon's way to say that nothing is planned
+            return None
+        raise
+    then = datetime.datetime.fromisoformat(str(action["time"]))
+    left = then - datetime.datetime.now(then.tzinfo)
+    return Notice("Amazon EC2", max(0.0, left.total_seconds()))
