@@ -22,7 +22,7 @@ import re
 import shutil
 import struct
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ from safetensors.torch import load as parse_tensors
 from torch import Tensor
 
 import hai
-from hai.checkpoint.files import TEMPORARY, hash_file, sync_folder, write_file
+from hai.checkpoint.files import TEMPORARY, Written, hash_file, holds_blocks, sync_folder, write_file
 from hai.errors import CheckpointError
 from hai.types import Record
 
@@ -96,6 +96,8 @@ class Manifest:
     permanent: bool
     files: dict[str, tuple[str, int]]
     """File name -> (sha256, bytes)."""
+    crc32: dict[str, int]
+    """File name -> CRC-32, a check that is ten times cheaper; manifests of older versions list none."""
     sha256: str
     """Hash of MANIFEST.json; as it holds the other hashes, it names the checkpoint's whole content."""
 
@@ -150,6 +152,7 @@ def write_checkpoint(
 
     Raises:
         OSError: the disk is full or failing; nothing half-written is left.
+        CheckpointError: the disk gives back other bytes than it was given.
     """
     if os.path.lexists(folder):
         try:
@@ -160,13 +163,18 @@ def write_checkpoint(
     os.makedirs(folder.parent, exist_ok=True)
     os.mkdir(temporary)
     try:
-        written = {
-            MODEL: write_file(temporary / MODEL, _tensor_blocks(model)),
-            STATE: write_file(temporary / STATE, _tensor_blocks(state)),
-            META: write_file(temporary / META, [_to_json(meta)]),
+        contents: dict[str, Callable[[], Iterable[bytes | memoryview]]] = {
+            MODEL: lambda: _tensor_blocks(model),
+            STATE: lambda: _tensor_blocks(state),
+            META: lambda: [_to_json(meta)],
         }
+        written = {name: write_file(temporary / name, blocks()) for name, blocks in contents.items()}
         content = _manifest_bytes(int(meta["step"]), permanent, written)
-        sha256, _ = write_file(temporary / MANIFEST, [content])
+        contents[MANIFEST] = lambda: [content]
+        sha256 = write_file(temporary / MANIFEST, [content]).sha256
+        for name, blocks in contents.items():
+            if not holds_blocks(temporary / name, blocks()):
+                raise CheckpointError(f"{folder / name}: what was read back differs from what was written")
         sync_folder(temporary)
         if confirm is not None:
             confirm()
@@ -246,10 +254,11 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise CheckpointError(f"{where}: its content does not match its checksum")
     try:
         files = {name: (str(record["files"][name]["sha256"]), int(record["files"][name]["bytes"])) for name in FILES}
+        crc32 = {name: int(record["files"][name]["crc32"]) for name in FILES if "crc32" in record["files"][name]}
         step, permanent = int(record["step"]), bool(record["permanent"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: {error!r}; a manifest lists {', '.join(FILES)}") from error
-    return Manifest(step, permanent, files, hashlib.sha256(content).hexdigest())
+    return Manifest(step, permanent, files, crc32, hashlib.sha256(content).hexdigest())
 
 
 def refuse(folder: Path) -> Path:
@@ -322,8 +331,8 @@ def _size_of(path: Path) -> int:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
 
 
-def _manifest_bytes(step: int, permanent: bool, written: dict[str, tuple[str, int]]) -> bytes:
-    files = {name: {"sha256": sha256, "bytes": size} for name, (sha256, size) in written.items()}
+def _manifest_bytes(step: int, permanent: bool, written: dict[str, Written]) -> bytes:
+    files = {name: {"sha256": file.sha256, "bytes": file.size, "crc32": file.crc32} for name, file in written.items()}
     return _seal({"format": _FORMAT, "hai": hai.__version__, "step": step, "permanent": permanent, "files": files})
 
 

@@ -11,14 +11,14 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from typing_extensions import override
 
-from hai.checkpoint.files import TEMPORARY, hash_file
+from hai.checkpoint.files import TEMPORARY, read_blocks
 from hai.errors import StorageError
 from hai.paths import cache_folder
 
@@ -61,7 +61,7 @@ _DISK_ERRORS: Final = {
     errno.EEXIST: "a file is in the way",
 }
 _CHECK_LIMIT_S: Final = 30.0
-_BLOCK: Final = 8 << 20
+_BLOCK: Final = 16 << 20
 
 
 class Remote(Protocol):
@@ -84,8 +84,9 @@ class Remote(Protocol):
     def fetch(self, name: str, target: Path) -> None:
         """Copy a file here."""
 
-    def digest(self, name: str) -> str:
-        """Read a file back and return its sha256."""
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """Read a file back, in blocks."""
+        ...
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file; None when it is absent."""
@@ -160,13 +161,12 @@ class Bucket(Remote):
         filesystem.get_file(f"{root}/{name}", str(target))
 
     @override
-    def digest(self, name: str) -> str:
+    def blocks(self, name: str) -> Iterator[bytes]:
         filesystem, root = self._open()
-        digest = hashlib.sha256()
-        with filesystem.open(f"{root}/{name}", "rb", block_size=_BLOCK, cache_type="readahead") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
+        path = f"{root}/{name}"
+        size = int(filesystem.info(path)["size"])
+        for start in range(0, size, _BLOCK):
+            yield bytes(filesystem.cat_file(path, start=start, end=min(start + _BLOCK, size)))
 
     @override
     def size(self, name: str) -> int | None:
@@ -242,8 +242,8 @@ class Mount(Remote):
         shutil.copyfile(self.folder / name, target)
 
     @override
-    def digest(self, name: str) -> str:
-        return hash_file(self.folder / name)
+    def blocks(self, name: str) -> Iterator[bytes]:
+        return read_blocks(self.folder / name)
 
     @override
     def size(self, name: str) -> int | None:

@@ -13,7 +13,7 @@ from hai.checkpoint.transfer import CHECKPOINTS, Refusal, download_checkpoint
 from hai.errors import CheckpointError
 from hai.paths import cache_folder
 
-__all__ = ["load_resumable"]
+__all__ = ["load_resumable", "run_of"]
 
 
 def load_resumable(reference: str, *, report: Callable[[str], None]) -> tuple[Checkpoint, list[Refusal]]:
@@ -39,3 +39,11 @@ def load_resumable(reference: str, *, report: Callable[[str], None]) -> tuple[Ch
         reasons = "".join(f"; {refusal.reason}" for refusal in refusals)
         raise CheckpointError(f"--resume = {reference}: no checkpoint that is whole{reasons}")
     return checkpoint, refusals
+
+
+def run_of(reference: str) -> tuple[str, str]:
+    """Return the storage and the name of the run that a run folder or one of its checkpoints belongs to."""
+    parent, name = split_reference(reference)
+    if step_of(name) is None:
+        return parent, name
+    return split_reference(parent.removesuffix(f"/{CHECKPOINTS}"))

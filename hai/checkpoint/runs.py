@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from hai.checkpoint import records
 from hai.checkpoint.owner import STALE_S, Owner
 from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate, reach
+from hai.config.text import parse_yaml
 from hai.types import Record
 
 __all__ = ["RunRow", "list_runs", "restart_run"]
@@ -75,10 +74,7 @@ def _is_heard(owner: Record | None) -> bool:
 
 
 def _parse_yaml(content: bytes | None) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load((content or b"").decode("utf-8"))
-    except (ValueError, yaml.YAMLError):
-        return {}
+    found, _ = parse_yaml((content or b"").decode("utf-8", "replace"), records.CONFIG)
     return found if isinstance(found, dict) else {}
 
 

@@ -213,8 +213,6 @@ class RunFolder:
                 if error.errno not in _NO_SPACE or free_more is None:
                     raise
                 free_more()
-        if verify_checkpoint(folder) != sha256:
-            raise CheckpointError(f"{folder}: changed while it was written")
         self._saved = True
         self._last_saved = datetime.now(UTC).isoformat(timespec="seconds")
         if permanent:
@@ -314,7 +312,8 @@ class RunFolder:
         checkpoint, refusals = search(
             self.checkpoints, self.location.remote, before=before, discard=True, report=self._report
         )
-        self._repair_best(checkpoint)
+        if checkpoint is not None or before is None:
+            self._repair_best(checkpoint)
         return checkpoint, refusals
 
     def load(self, step: int, sha256: str) -> Checkpoint:

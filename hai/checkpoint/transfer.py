@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, Final, TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 from tenacity.nap import sleep_using_event
 
-from hai.checkpoint.files import TEMPORARY, sync_folder
+from hai.checkpoint.files import TEMPORARY, holds_blocks, sync_folder
 from hai.checkpoint.format import (
     FILES,
     MANIFEST,
@@ -108,15 +110,41 @@ def persist(
     return retrying(call)
 
 
-def push_file(remote: Remote, source: Path, name: str, sha256: str) -> None:
-    """Send a file and read it back.
+def push_file(remote: Remote, source: Path, name: str, crc32: int | None, sha256: str) -> None:
+    """Send a file, read it back, and compare it with the local file, and that with what it was when it was written.
+
+    Args:
+        remote: the storage.
+        source: the local file.
+        name: its name on the storage.
+        crc32: of the local file as it was written; None where it is not known.
+        sha256: the same, compared where there is no crc32, as it costs ten times as much.
 
     Raises:
         OSError: what was read back differs.
     """
     remote.put(source, name)
-    if remote.digest(name) != sha256:
+    if not (_is_same(remote, name, source, crc32) if crc32 is not None else _sha256_of(remote, name) == sha256):
         raise OSError(f"{remote.url}/{name}: what was read back differs from what was sent")
+
+
+def _is_same(remote: Remote, name: str, source: Path, crc32: int) -> bool:
+    found = 0
+
+    def blocks() -> Iterator[bytes]:
+        nonlocal found
+        for block in remote.blocks(name):
+            found = zlib.crc32(block, found)
+            yield block
+
+    return holds_blocks(source, blocks()) and found == crc32
+
+
+def _sha256_of(remote: Remote, name: str) -> str:
+    digest = hashlib.sha256()
+    for block in remote.blocks(name):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def push_bytes(remote: Remote, content: bytes, name: str) -> None:
@@ -167,7 +195,7 @@ def verify_remote(remote: Remote, name: str, call: Callable[[Callable[[], Any], 
         found = call(partial(remote.size, path), 0)
         if found is None:
             raise CheckpointError(f"{remote.url}/{path}: missing")
-        if found != size or call(partial(remote.digest, path), size) != sha256:
+        if found != size or call(partial(_sha256_of, remote, path), size) != sha256:
             raise CheckpointError(f"{remote.url}/{path}: does not match the manifest: damaged")
     return str(manifest.sha256)
 

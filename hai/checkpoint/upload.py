@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from hai.checkpoint.format import FILES, MANIFEST, load_manifest, verify_checkpoint
+from hai.checkpoint.format import FILES, MANIFEST, load_manifest, step_of, verify_checkpoint
 from hai.checkpoint.records import SMALL_FILES, TENSORBOARD
-from hai.checkpoint.remote import Remote
+from hai.checkpoint.remote import Mount, Remote
 from hai.checkpoint.transfer import (
     CHECKPOINTS,
     SLOWEST,
@@ -43,6 +43,8 @@ _TROUBLED_S: Final = 10.0
 _WAITING_S: Final = 600.0
 """The same when the user asked to wait for the upload; then there is no limit in all."""
 _LONGEST_PAUSE_S: Final = 60.0
+_SETTLED_S: Final = 300.0
+"""How long a mount, which answers from its cache, may take to send on what was read back from it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Uploader:
         """The checkpoint that is being sent; pruning leaves it alone, or a slow storage would never get one."""
         self._remote, self._path = remote, path
         self._names, self._kept, self._may_write, self._report = names, kept, may_write, report
-        self._confirmed: set[str] = set()
+        self._confirmed: dict[str, float] = {}
         self._sent: set[tuple[str, str]] = set()
         self._unusable: dict[str, str] = {}
         self._pushed: dict[str, tuple[str, float]] = {}
@@ -90,7 +92,7 @@ class Uploader:
         self._trouble: str | None = None
         self._failing = False
         self._hung = False
-        self._last_arrival = time.monotonic()
+        self._began = self._last_arrival = time.monotonic()
         self._wake, self._stop, self._closing, self._done = (threading.Event() for _ in range(4))
         self._thread = threading.Thread(target=self._run, name="hai-uploader", daemon=True)
         self._thread.start()
@@ -190,7 +192,7 @@ class Uploader:
             try:
                 verify_remote(self._remote, name, self._call)
             except CheckpointError:
-                self._confirmed.discard(name)
+                del self._confirmed[name]
         self._sent.clear()
 
     def _upload(self, name: str) -> None:
@@ -209,8 +211,12 @@ class Uploader:
             if (name, file) not in self._sent:
                 try:
                     self._send(
-                        partial(push_file, self._remote, folder / file, f"{CHECKPOINTS}/{name}/{file}", sha256), size
-                    )
+                        partial(
+                            push_file, self._remote, folder / file, f"{CHECKPOINTS}/{name}/{file}",
+                            manifest.crc32.get(file), sha256,
+                        ),
+                        size,
+                    )  # fmt: skip
                 except OSError:
                     self._check_local(name)
                     raise
@@ -218,7 +224,7 @@ class Uploader:
                 self._arrived()
         if self._may_write():
             self._send(partial(push_bytes, self._remote, content, f"{CHECKPOINTS}/{name}/{MANIFEST}"))
-            self._confirmed.add(name)
+            self._confirmed[name] = time.monotonic()
             self._arrived()
 
     def _is_there(self, name: str, content: bytes, sha256: str) -> bool:
@@ -231,7 +237,7 @@ class Uploader:
             if found == content:  # the marker was sent last, so only sizes are in doubt
                 paths = {f"{CHECKPOINTS}/{name}/{file}": size for file, (_, size) in manifest.files.items()}
                 if all(self._call(partial(remote.size, path)) == size for path, size in paths.items()):
-                    self._confirmed.add(name)
+                    self._confirmed[name] = time.monotonic()
                     self._arrived()
                     return True
             else:
@@ -281,10 +287,32 @@ class Uploader:
     def _prune(self, wanted: list[str]) -> None:
         """Delete what is superseded on the storage too, once the newest is confirmed there."""
         found = self._call(lambda: remote_names(self._remote))
-        spared = set(self._kept({*found, *self._names()}))
+        spared = {*self._kept({*found, *self._names()}), *self._settling(found)}
         for name in found:
             if name not in spared and name not in wanted and self._may_write():
+                self._confirmed.pop(name, None)
                 self._call(partial(remove_remote, self._remote, name))
+
+    def _settling(self, found: list[str]) -> list[str]:
+        """Choose two more checkpoints that a mount keeps, so that one at least is certainly beyond this machine.
+
+        They are the newest that the mount has had time to send on, and the oldest that it has not, which is to be the
+        next such. What another process has sent counts from when this one began.
+        """
+        if not isinstance(self._remote, Mount):
+            return []
+        whole = [name for name in found if name in self._confirmed or self._is_whole(name)]
+        settled = time.monotonic() - _SETTLED_S
+        old = [name for name in whole if self._confirmed.get(name, self._began) <= settled]
+        young = [name for name in whole if name not in old]
+        return [*old[:1], *young[-1:]]
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            self._call(partial(load_remote_manifest, self._remote, name))
+        except CheckpointError:
+            return False
+        return True
 
     def _call(self, function: Callable[[], Result], size: int = 0) -> Result:
         return persist(self._remote, function, limit_s=time_limit(size), stop=self._stop, on_error=self._on_error)
@@ -309,7 +337,7 @@ class Uploader:
     # What is left
 
     def _unsent(self) -> list[str]:
-        checkpoints = [name for name in self._kept(self._names()) if name not in self._confirmed | set(self._unusable)]
+        checkpoints = [name for name in self._kept(self._names()) if name not in {*self._confirmed, *self._unusable}]
         small = []
         for name in self._small_names():
             content = self._content(name)
@@ -323,11 +351,25 @@ class Uploader:
 
     def _delivery(self) -> Delivery:
         unsent = [*self._unsent(), *(name for name in self._names() if name in self._unusable)]
-        confirmed = [name for name in self._names() if name in self._confirmed]
-        confirmed += [name for name in self._small_names() if name in self._pushed and name not in unsent]
+        checkpoints = [name for name in self._names() if name in self._confirmed]
+        small = [name for name in self._small_names() if name in self._pushed and name not in unsent]
+        newest = f" (newest step {step_of(checkpoints[0])})" if checkpoints else ""
+        self._report(
+            f"storage: confirmed on {self._remote.url}: {len(checkpoints)} checkpoint{_s(checkpoints)}{newest}, "
+            f"{len(small)} file{_s(small)}"
+        )
         if unsent:
             self._report(
                 f"storage: not on {self._remote.url}: {', '.join(unsent)}; kept in {self._path}, "
                 "the next run of the same command on this machine sends them"
             )
-        return Delivery(tuple(confirmed), tuple(unsent))
+        if isinstance(self._remote, Mount):
+            self._report(
+                f"storage: {self._remote.url} is a mount, which may still be sending what it has confirmed; in Colab, "
+                "drive.flush_and_unmount() waits for that; do so before the machine goes"
+            )
+        return Delivery((*checkpoints, *small), tuple(unsent))
+
+
+def _s(names: Sized) -> str:
+    return "" if len(names) == 1 else "s"

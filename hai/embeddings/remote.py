@@ -95,7 +95,7 @@ class RemoteShards:
             there = set(persist(remote, lambda: remote.names("")))
             for name, shard in shards.items():
                 if name not in there:
-                    send = partial(push_file, remote, self._folder / name, name, name.removesuffix(SUFFIX))
+                    send = partial(push_file, remote, self._folder / name, name, None, name.removesuffix(SUFFIX))
                     persist(remote, send, limit_s=time_limit(2 * shard.size))
             for name, content in others.items():
                 if name not in there:

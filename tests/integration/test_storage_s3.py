@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 
+from benchmarks.faults.uploads import hurried, save_and_check
+from benchmarks.faults.wire import FaultyWire
 from hai.checkpoint.find import load_reference
 from hai.checkpoint.owner import Owner, is_owner
 from hai.checkpoint.remote import check_storage, locate
@@ -40,7 +42,7 @@ def test_a_run_survives_the_loss_of_its_machine(s3):
     delivery = run.close(wait=True)
     assert delivery.missing == ()
     owner.release()
-    assert lines == []
+    assert lines == [f"storage: confirmed on {URL}/run: 3 checkpoints (newest step 4), 4 files"]
     root = "some runs/run"
     names = ["MANIFEST.json", "model.safetensors", "state.json", "state.safetensors"]
     assert keys(s3) == sorted(
@@ -74,6 +76,22 @@ def test_a_run_survives_the_loss_of_its_machine(s3):
     assert is_owner(fresh, second.acquire())
     second.release()
     assert RunFolder(URL, "run").load_best() == (None, [])
+
+
+def test_a_wire_that_drops_stalls_and_cuts(s3, tmp_path, monkeypatch):
+    """30 % of the requests go wrong on their way to a real server: no stop, and nothing is called saved that is not."""
+    port = int(s3.meta.endpoint_url.rpartition(":")[2])
+    with FaultyWire(port, rate=0.0, seed=3, stall_s=0.5) as wire, hurried(tmp_path, limit_s=8.0):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{wire.port}")
+        lines: list[str] = []
+        run = RunFolder(URL, "run", report=lines.append)
+        run.newest_valid()
+        wire.rate = 0.3
+        found = save_and_check(run, 5, calm=wire.calm, pause_s=0.3, size=400_000)
+    assert wire.faults.total() >= 8
+    assert (found["confirmed"], found["listed"], found["missing"]) == (5, 0, 0)
+    assert (found["stops"], found["unusable"]) == (0, 0)
+    assert any(line.startswith(f"storage: confirmed on {URL}/run: 3 checkpoints (newest step 5)") for line in lines)
 
 
 def test_wrong_buckets_and_keys_are_named(s3, monkeypatch):

@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from faulty_storage import FaultyFileSystem as Storage
 
+from benchmarks.faults.storage import FaultyFileSystem as Storage
 from hai.checkpoint import owner, remote, runs
 from hai.checkpoint.owner import Clock, Owner, is_alive, is_owner, load_owner, process_started
 from hai.checkpoint.records import save_json

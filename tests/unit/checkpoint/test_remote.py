@@ -3,8 +3,8 @@ import threading
 import time
 
 import pytest
-from faulty_storage import FaultyFileSystem as Storage
 
+from benchmarks.faults.storage import FaultyFileSystem as Storage
 from hai.checkpoint import remote
 from hai.checkpoint.remote import Bucket, Mount, check_storage, is_bucket, is_mount, locate, open_remote, within
 from hai.errors import StorageError
@@ -100,7 +100,7 @@ def test_a_remote_folder(folder, tmp_path):
     assert folder.names("") == ["a"]
     assert folder.read("a/c") == b"other"
     assert folder.size("a/b") == 1000
-    assert folder.digest("a/b") == remote.hash_file(source)
+    assert b"".join(folder.blocks("a/b")) == source.read_bytes()
     folder.fetch("a/b", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == source.read_bytes()
     with pytest.raises(FileNotFoundError):

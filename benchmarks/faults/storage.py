@@ -1,4 +1,4 @@
-"""A storage for tests that fails, hangs, half-writes and writes wrong bytes, on purpose and by chance."""
+"""A storage that fails, hangs, half-writes and writes wrong bytes, on purpose and by chance."""
 
 import io
 import random
