@@ -13,6 +13,8 @@ A message reads *where: what = value; rule; how to mend*. Several problems of on
 line. Anything that is not a `HaiError` is a bug and keeps its traceback.
 """
 
+from hai.masking import without_secrets
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -25,7 +27,10 @@ __all__ = [
 
 
 class HaiError(Exception):
-    """A problem that the user can mend; its text is complete without a traceback."""
+    """A problem that the user can mend; its text is complete without a traceback, and holds no secret."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class ConfigError(HaiError):

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from hai.checkpoint.records import CONFIG, METRICS, REPORT, parse_records, save_json, save_text
 from hai.checkpoint.remote import check_storage, is_bucket, local_folder, open_remote, reach
 from hai.config.schema import DataConfig, RunConfig, SourceConfig
+from hai.data.remote import plain_url
 from hai.errors import ConfigError, DataError, StorageError
+from hai.masking import without_secrets
 from hai.progress import progress_bar
-from hai.provenance import provenance, without_secrets
+from hai.provenance import provenance
 from hai.rank_results import RankScores, ranking_tables, summarise_ranking
 from hai.report import ReportData, write_report
 from hai.report.training import data_notes, provenance_facts
@@ -122,7 +124,7 @@ def evaluate_checkpoint(
             "sha256": trained.checkpoint.sha256,
         },
         "data": {
-            "path": data,
+            "path": without_secrets(data),
             "identity": manifest.identity,
             "split": split,
             "num_unreadable": len(manifest.problems),
@@ -130,9 +132,9 @@ def evaluate_checkpoint(
         **provenance(),
     }
     _write(target, record, results.tables, _page(trained, manifest, results, record, checkpoint))
-    _tell(record, f"{data}, split {split}: {record['n']} images {results.counts}", results.served)
+    _tell(record, f"{record['data']['path']}, split {split}: {record['n']} images {results.counts}", results.served)
     for name in (EVALUATION, *results.tables, REPORT):
-        print(f"{target.rstrip('/')}/{name}")
+        print(without_secrets(f"{target.rstrip('/')}/{name}"))
     return record
 
 
@@ -168,7 +170,7 @@ def _check_output(target: str) -> None:
 
 
 def _data_config(config: DataConfig, data: str, image_dir: str | None, split: str) -> DataConfig:
-    name = re.sub(r"\.(csv|zip|tar|tgz|tar\.gz)$", "", data.rstrip("/").rpartition("/")[2]) or "data"
+    name = re.sub(r"\.(csv|zip|tar|tgz|tar\.gz)$", "", plain_url(data).rstrip("/").rpartition("/")[2]) or "data"
     if name in ("labels", "metadata", "comparisons") and "/" in data:
         name = data.rstrip("/").split("/")[-2] or name
     source = SourceConfig(name=name, path=data, image_dir=image_dir, splits=[cast(Any, split)])
@@ -215,6 +217,9 @@ class _Counted:
                 yield batch
                 done += len(batch["index"])
                 self._show(done, len(self))
+
+    def names(self, positions: NDArray[np.int64]) -> list[str]:
+        return self._dataset.names(positions)
 
     def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch:
         return self._dataset.prepare(batch, epoch=epoch, training=training)
@@ -277,7 +282,7 @@ _RESULTS: Final = {"detector": _detection, "ranker": _ranking}
 def _page(trained: Trained, manifest: Manifest, results: _Results, record: Record, reference: str) -> ReportData:
     data, checkpoint = record["data"], record["checkpoint"]
     verb, options = results.usage
-    images = f"{without_secrets(data['path'])}, split {data['split']}"
+    images = f"{data['path']}, split {data['split']}"
     return ReportData(
         name=Path(trained.run).name,
         title=f"Evaluation on {images}",
@@ -298,7 +303,10 @@ def _page(trained: Trained, manifest: Manifest, results: _Results, record: Recor
         notes=data_notes(manifest),
         commands=[
             ("Evaluate again:", record["command"]),
-            ("Try it on your own images:", f"hai {verb} --checkpoint {shlex.quote(reference)} {options}"),
+            (
+                "Try it on your own images:",
+                f"hai {verb} --checkpoint {shlex.quote(without_secrets(reference))} {options}",
+            ),
         ],
         versions=record["versions"],
         config=without_secrets(_run_file(trained.run, CONFIG).decode("utf-8", "replace")),

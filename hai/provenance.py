@@ -13,17 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hai
+from hai.masking import SECRET_NAMES, without_secrets
 from hai.types import Record
 
-__all__ = ["command_line", "describe_hardware", "git_commit", "hardware_text", "provenance", "without_secrets"]
+__all__ = ["command_line", "describe_hardware", "git_commit", "hardware_text", "provenance"]
 
 _PACKAGES = ("torch", "torchvision", "ray", "timm", "transformers", "numpy", "pillow", "simplejpeg")
-_NAMES = r"(?:token|secret|password|passwd|api[-_]?key|access[-_]?key|secret[-_]?key|credentials?|authorization)"
-_SECRET_OPTION = re.compile(rf"--[\w.-]*{_NAMES}", re.IGNORECASE)
-_SECRET_WORD = re.compile(rf"([\w.-]*{_NAMES})=.*", re.IGNORECASE | re.DOTALL)
-_SECRET_INSIDE = re.compile(rf"({_NAMES}[\"']?\s*[:=]\s*)[^\s,}}\]]+", re.IGNORECASE)
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
-_QUERY = re.compile(r"(?<=[?&])([^=&\s]+)=[^&\s,}\]]+")
+_SECRET_OPTION = re.compile(rf"--[\w.-]*{SECRET_NAMES}", re.IGNORECASE)
+_SECRET_WORD = re.compile(rf"([\w.-]*{SECRET_NAMES})=.*", re.IGNORECASE | re.DOTALL)
 
 
 def provenance(command: Sequence[str] | None = None) -> Record:
@@ -167,8 +164,3 @@ def _shown(word: str) -> str:
     if len(home) > 1 and word.startswith(home + os.sep):
         return "~/" + shlex.quote(word[len(home) + 1 :])
     return shlex.quote(word)
-
-
-def without_secrets(text: str) -> str:
-    """Mask user names and queries inside URLs, and values whose key says token, password and the like."""
-    return _SECRET_INSIDE.sub(r"\1***", _QUERY.sub(r"\1=***", _USER_INFO.sub("***@", text)))

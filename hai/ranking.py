@@ -373,8 +373,8 @@ def _pairs_of(table: Path) -> list[tuple[str, str]]:
     """Read the columns left and right of a CSV; raises DataError with every fault."""
     from hai.data.tables import read_table
 
-    pairs, faults = [], []
-    for line, row in read_table(table, ("left", "right"), 2, "left,right"):
+    pairs, faults = [], list[str]()
+    for line, row in read_table(table, ("left", "right"), 2, "left,right", faults):
         empty = [name for name in ("left", "right") if not row[name]]
         faults += [f"{table}:{line}: {name} is empty" for name in empty]
         if not empty:

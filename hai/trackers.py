@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import queue
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 from hai.checkpoint.records import TENSORBOARD
 from hai.config.schema import RunConfig
+from hai.masking import masked
 from hai.types import Record
 
 __all__ = ["Trackers"]
@@ -74,7 +76,8 @@ class Trackers:
         if self._board is not None:
             self._board.close()
         if self._queue is not None:
-            self._queue.put(None)
+            with contextlib.suppress(queue.Full):
+                self._queue.put_nowait(None)
             self._thread.join(_CLOSE_SECONDS)
             if self._thread.is_alive():
                 self._say("Weights & Biases did not answer in time; `wandb sync` sends what is kept in the run folder")
@@ -94,12 +97,14 @@ class Trackers:
                 name=identity.rpartition("/")[2],
                 id=hashlib.sha256(identity.encode()).hexdigest()[:16],
                 resume="allow",
-                config=config.model_dump(),
-                settings=wandb.Settings(silent=True, init_timeout=30),
+                config=masked(config.model_dump()),
+                # without the command line and what is printed, which are not ours to check for secrets
+                settings=wandb.Settings(silent=True, init_timeout=30, console="off", x_disable_meta=True),
             )
             while (record := records.get()) is not None:
                 run.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
             run.finish()
         except Exception as error:
-            self._say(f"Weights & Biases is off: {error}")
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._say(f"Weights & Biases is off: {reason}")
             self._queue = None

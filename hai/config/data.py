@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from hai.config.section import Section, check_range, fixed, free
+from hai.config.section import Section, check_range, fixed, free, refuse_login
 
 __all__ = ["AugmentConfig", "DataConfig", "SourceConfig"]
 
@@ -35,6 +35,11 @@ class SourceConfig(Section):
         "Splits this source contributes to; rows of other splits are left out, rows without a split are divided over "
         "these. [val] makes a validation source that is never trained on.",
     )
+
+    @field_validator("path", "image_dir")
+    @classmethod
+    def _no_login(cls, value: str | None) -> str | None:
+        return refuse_login(value)
 
 
 class DataConfig(Section):
@@ -87,6 +92,11 @@ class DataConfig(Section):
     cache_decoded: Literal["auto", "on", "off"] = free(
         "auto", "Keep decoded images on local disk after epoch 1; auto: when they fit in half of the free space."
     )
+
+    @field_validator("embedding_cache")
+    @classmethod
+    def _no_login(cls, value: str | None) -> str | None:
+        return refuse_login(value)
 
     @field_validator("sources")
     @classmethod

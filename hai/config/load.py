@@ -13,6 +13,7 @@ from hai.config.fields import field_at, nearest_keys, rule_of
 from hai.config.schema import RunConfig
 from hai.config.text import dump_yaml, inline_yaml, parse_yaml
 from hai.errors import ConfigError
+from hai.masking import masked, without_secrets
 
 __all__ = ["config_from_yaml_text", "load_config", "show_config"]
 
@@ -51,7 +52,7 @@ def config_from_yaml_text(text: str, where: str = "run.yaml", overrides: Sequenc
         if problems:
             raise ConfigError("\n".join(problems))
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: must hold `key: value` lines, found {inline_yaml(values)}")
+        raise ConfigError(f"{where}: must hold `key: value` lines, found {_shown(values)}")
     places: list[tuple[Any, ...]] = []
     for override in overrides:
         key, equals, raw = override.partition("=")
@@ -76,8 +77,17 @@ def config_from_yaml_text(text: str, where: str = "run.yaml", overrides: Sequenc
 
 
 def show_config(config: RunConfig) -> str:
-    """Write a resolved config as YAML, every key with its value; `config_from_yaml_text` reads it back."""
-    return dump_yaml(config.model_dump(mode="python"))
+    """Write a resolved config as YAML, every key with its value; `config_from_yaml_text` reads it back.
+
+    Secrets are masked, such as the signatures in URLs of data: where one is needed, it has to be given again.
+    """
+    return dump_yaml(masked(config.model_dump(mode="python")))
+
+
+def _shown(value: Any, width: int = 60) -> str:
+    """Write a value for a message: secrets are masked in the whole of it, then it is cut."""
+    text = without_secrets(inline_yaml(value, 10**6))
+    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def _lay_over(values: dict[Any, Any], place: tuple[Any, ...], value: Any) -> list[str]:
@@ -122,7 +132,7 @@ def _describe(error: ValidationError, values: Any, where: str, places: list[tupl
             yield f"{source}: {key} is missing; must be {rule_of(node)}: {node['description'].split(';')[0]}"
             continue
         value = _value_at(values, place, node)
-        line = f"{source}: {key} = {inline_yaml(value)}; "
+        line = f"{source}: {key} = {_shown(value)}; "
         if node is None:
             near = nearest_keys(key)
             hint = f"; did you mean {' or '.join(near)}?" if near else "; `hai config schema` lists the keys"
@@ -145,7 +155,7 @@ def _value_at(values: Any, place: tuple[Any, ...], node: dict[str, Any] | None) 
 
 def _nearest_choice(value: Any, node: dict[str, Any]) -> str:
     choices = [choice for option in [node, *node.get("anyOf", [])] for choice in option.get("enum", [])]
-    near = difflib.get_close_matches(str(value), choices, n=1)
+    near = [] if isinstance(value, dict | list) else difflib.get_close_matches(str(value), choices, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

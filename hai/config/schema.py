@@ -8,7 +8,7 @@ from pydantic import ValidationInfo, field_validator, model_validator
 
 from hai.config.data import AugmentConfig, DataConfig, SourceConfig
 from hai.config.model import LossConfig, LossPhase, LossWeights, ModelConfig, PairsConfig
-from hai.config.section import Section, fixed, free, raisable
+from hai.config.section import Section, fixed, free, raisable, refuse_login
 
 __all__ = [
     "AugmentConfig",
@@ -169,6 +169,11 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = free(CheckpointConfig, "When to save and what to keep.")
     scale: ScaleConfig = free(ScaleConfig, "On what to run.")
     logging: LoggingConfig = free(LoggingConfig, "What to report.")
+
+    @field_validator("storage")
+    @classmethod
+    def _no_login(cls, value: str | None) -> str | None:
+        return refuse_login(value)
 
     @model_validator(mode="before")
     @classmethod

@@ -11,7 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Section", "check_range", "fixed", "free", "raisable"]
+from hai.masking import has_login
+
+__all__ = ["Section", "check_range", "fixed", "free", "raisable", "refuse_login"]
 
 
 def _field(resume: str, default: Any, text: str, bounds: dict[str, Any]) -> Any:
@@ -26,6 +28,16 @@ def check_range(value: list[float], floor: float, ceiling: float) -> list[float]
     low, high = value
     if not floor <= low <= high <= ceiling:
         raise ValueError(f"must be two numbers, {floor:g} <= low <= high <= {ceiling:g}")
+    return value
+
+
+def refuse_login(value: str | None) -> str | None:
+    """Return a path or URL as it is; raises ValueError where it holds a user name or password: run.yaml keeps it."""
+    if value is not None and has_login(value):
+        raise ValueError(
+            "must not hold a user name or password; give them by the environment, such as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY or GOOGLE_APPLICATION_CREDENTIALS, or in ~/.netrc"
+        )
     return value
 
 

@@ -14,6 +14,7 @@ import yaml
 __all__ = ["dump_yaml", "inline_yaml", "parse_yaml"]
 
 _TAG = "tag:yaml.org,2002:"
+_DEEPEST = 100
 _INTEGER = re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(
     r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
@@ -45,6 +46,15 @@ class _Loader(yaml.SafeLoader):
                 self.repeated.append((key.start_mark.line + 1, key.value))
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Open a bracket; the scanner's time grows with the square of how deep they are nested."""
+        if self.flow_level >= _DEEPEST:
+            raise RecursionError
+        super().fetch_flow_collection_start(token)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave mappings as they are: YAML 1.2 has no merge keys, and nested ones multiply without bound."""
 
     def _integer(self, node: yaml.ScalarNode) -> int:
         text = str(self.construct_scalar(node))
@@ -80,8 +90,10 @@ def parse_yaml(text: str, where: str, *, numbered: bool = True) -> tuple[Any, li
         at = f"{where}:{mark.line + 1}" if mark and numbered else where
         detail = "; ".join(part for part in (error.context, error.problem) if part)
         return None, [f"{at}: not valid YAML: {detail}"]
-    except yaml.YAMLError as error:
-        return None, [f"{where}: not valid YAML: {' '.join(str(error).split())}"]
+    except RecursionError:
+        return None, [f"{where}: not valid YAML: nested too deeply"]
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:  # a wrong value behind a tag
+        return None, [f"{where}: not valid YAML: {' '.join(str(error).split()) or type(error).__name__}"]
     places = [(f"{where}:{line}" if numbered else where, key) for line, key in sorted(loader.repeated)]
     return value, [f"{at}: {key}; the key stands twice; remove one" for at, key in places]
 

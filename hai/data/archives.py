@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import lzma
 import os
 import shutil
@@ -20,18 +22,24 @@ from typing import IO, Any, Final
 
 from hai.errors import DataError, StorageError
 
-__all__ = ["ARCHIVE_SUFFIXES", "clean_name", "is_archive", "listed", "unpack"]
+__all__ = ["ARCHIVE_SUFFIXES", "clean_name", "is_archive", "listed", "shown", "unpack"]
 
 ARCHIVE_SUFFIXES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """File name endings, lower case, that count as archives."""
 
 _CHUNK: Final = 1 << 20
+_HEADER_BYTES: Final = 16 << 20
+_BYTES_PER_HEADER: Final = 4 << 10
+"""What the headers of a tar may take, in all and for each member besides: long names, times, owners."""
+_MOST_PARTS: Final = 64
+_SHOWN: Final = 120
 _SPARE_BYTES: Final = 64 << 20
 _LISTED: Final = 50
 _DAMAGED: Final = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError),
-    *(NotImplementedError, RuntimeError, ValueError, struct.error),
+    *(NotImplementedError, RuntimeError, ValueError, struct.error, OverflowError, MemoryError),
 )
+"""What the libraries raise on damaged bytes; MemoryError where a header asks for a huge dictionary."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,12 @@ def listed(lines: list[str]) -> str:
     return "\n".join(lines[:_LISTED] + ([f"and {more} more"] if more > 0 else []))
 
 
+def shown(text: str) -> str:
+    """Quote a text that others wrote for a message, of a long one both ends."""
+    half = _SHOWN // 2
+    return repr(text if len(text) <= _SHOWN else f"{text[:half]}...{text[-half:]}")
+
+
 def unpack(
     archive: str | Path,
     to: str | Path,
@@ -66,14 +80,14 @@ def unpack(
 ) -> Path:
     """Unpack a zip or tar file into a folder that appears when everything is in it.
 
-    Nothing is written before every member has been looked at: absolute names, `..`, links, devices, encrypted members,
-    names that occur twice and files in the place of a folder are refused together. Permissions, owners and times are
-    not taken over.
+    Nothing is written before every member has been looked at: absolute names, `..`, links, devices, sparse and
+    encrypted members, names that occur twice and files in the place of a folder are refused together. Permissions,
+    owners and times are not taken over.
 
     Args:
         archive: a local file.
         to: the folder to create; if it exists, it is taken as complete.
-        max_files: most members.
+        max_files: most members, and most files and folders together.
         max_bytes: most bytes unpacked.
         max_ratio: most bytes unpacked per byte of the archive.
         progress: called with bytes (done, total).
@@ -90,11 +104,15 @@ def unpack(
         return to
     with ExitStack() as stack:
         try:
-            opened = _opened(archive, stack)
-            members = _checked(archive, opened, max_files, max_bytes, max_ratio)
+            room = min(max_bytes, int(max_ratio * archive.stat().st_size))
+            opened = _opened(archive, stack, room)
+            members = _checked(archive, opened, max_files, room)
         except (*_DAMAGED, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise DataError(f"{archive}: cannot be read ({error.strerror})") from None
+            reason = str(error) or type(error).__name__
             raise DataError(
-                f"{archive}: cannot be unpacked ({error}); damaged or not an archive, copy it again"
+                f"{archive}: cannot be unpacked ({reason}); damaged or not an archive, copy it again"
             ) from None
         total = sum(member.size for member in members)
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -123,36 +141,79 @@ def unpack(
     return to
 
 
-def _opened(archive: Path, stack: ExitStack) -> zipfile.ZipFile | tarfile.TarFile:
-    try:
-        if archive.name.lower().endswith(".zip"):
-            return stack.enter_context(zipfile.ZipFile(archive))
-        return stack.enter_context(tarfile.open(archive, "r:*"))
-    except OSError as error:
-        raise DataError(f"{archive}: cannot be read ({error.strerror or error})") from None
+class _Bounded(io.RawIOBase):
+    """The plain bytes of a tar, as far as an honest archive would have them read or skipped.
+
+    tarfile reads a long name, a pax header or a sparse map of any size into memory, and skips what it does not know
+    by decompressing it.
+
+    Args:
+        stream: the plain bytes.
+        end: no position lies behind it.
+    """
+
+    def __init__(self, stream: IO[bytes], end: int) -> None:
+        self._stream, self._end = stream, end
+        self.left: int | None = _HEADER_BYTES
+        """Bytes of headers that may still be read; None: members are read."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read as much as asked for; raises tarfile.ReadError beyond the bounds."""
+        if self.left is not None:
+            if not 0 <= size <= self.left:
+                raise tarfile.ReadError("its headers are larger than those of an honest archive")
+            self.left -= size
+        return self._stream.read(size)
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position; raises tarfile.ReadError beyond the bounds."""
+        if whence == os.SEEK_SET and not 0 <= position <= self._end:
+            raise tarfile.ReadError("a member lies where an honest archive has none")
+        return self._stream.seek(position, whence)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._stream.tell()
 
 
-def _members(opened: zipfile.ZipFile | tarfile.TarFile) -> Iterator[_Member]:
+def _opened(archive: Path, stack: ExitStack, room: int) -> zipfile.ZipFile | tuple[tarfile.TarFile, _Bounded]:
+    if archive.name.lower().endswith(".zip"):
+        return stack.enter_context(zipfile.ZipFile(archive))
+    file: Any = stack.enter_context(archive.open("rb"))
+    magic = file.read(6)
+    file.seek(0)
+    openers: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    for start, opener in openers.items():
+        if magic.startswith(start):
+            file = stack.enter_context(opener(file))
+    bounded = _Bounded(file, end=2 * room + _HEADER_BYTES)
+    return stack.enter_context(tarfile.open(fileobj=bounded, mode="r:")), bounded
+
+
+def _members(opened: zipfile.ZipFile | tuple[tarfile.TarFile, _Bounded]) -> Iterator[_Member]:
     if isinstance(opened, zipfile.ZipFile):
         for info in opened.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             fault = "is encrypted" if info.flag_bits & 1 else ""
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 fault = "is a link" if kind == stat.S_IFLNK else "is a device"
-            yield _Member(info.filename, info.file_size, info.is_dir(), fault, info)
+            yield _Member(info.filename, info.file_size, info.filename.endswith("/"), fault, info)
         return
-    for entry in opened:
-        fault = (
-            "" if entry.isreg() or entry.isdir() else "is a link" if entry.islnk() or entry.issym() else "is a device"
-        )
+    tar, bounded = opened
+    for entry in tar:
+        assert bounded.left is not None
+        bounded.left += _BYTES_PER_HEADER
+        if entry.size < 0:
+            raise tarfile.ReadError("a member has a negative size")
+        fault = "is a link" if entry.islnk() or entry.issym() else "is a device"
+        if entry.isreg() or entry.isdir():
+            fault = "is a sparse file" if entry.issparse() else ""
         yield _Member(entry.name, entry.size if entry.isreg() else 0, entry.isdir(), fault, entry)
+    bounded.left = None
 
 
-def _checked(
-    archive: Path, opened: zipfile.ZipFile | tarfile.TarFile, max_files: int, max_bytes: int, max_ratio: float
-) -> list[_Member]:
+def _checked(archive: Path, opened: Any, max_files: int, room: int) -> list[_Member]:
     """List the members with clean names, or refuse the archive with all its faults."""
-    room = min(max_bytes, int(max_ratio * archive.stat().st_size))
     members: list[_Member] = []
     files: set[str] = set()
     folders: set[str] = set()
@@ -160,23 +221,26 @@ def _checked(
     total = 0
     for count, member in enumerate(_members(opened), 1):
         total += member.size
-        if count > max_files or total > room:
-            limit = f"{max_files} members" if count > max_files else f"{room} bytes unpacked"
+        if max(count, len(files) + len(folders)) > max_files or total > room:
+            limit = f"{room} bytes unpacked" if total > room else f"{max_files} members"
             raise DataError(f"{archive}: more than {limit}; refused as a decompression bomb, unpack it yourself if not")
         name, fault = clean_name(member.name)
         fault = member.fault or fault or ("" if name or member.is_folder else "has no name")
         if not fault and not member.is_folder and name in files:
             fault = "occurs twice"
         if fault:
-            faults.append(f"{archive}: member {member.name!r} {fault}; refused")
+            faults.append(f"{archive}: member {shown(member.name)} {fault}; refused")
             continue
-        (folders if member.is_folder else files).add(name)
+        if name:
+            (folders if member.is_folder else files).add(name)
         parent = os.path.dirname(name)
         while parent and parent not in folders:
             folders.add(parent)
             parent = os.path.dirname(parent)
         members.append(_Member(name, member.size, member.is_folder, "", member.handle))
-    faults += [f"{archive}: member {name!r} is a file and a folder; refused" for name in sorted(files & folders)]
+    if len(files) + len(folders) > max_files:
+        raise DataError(f"{archive}: more than {max_files} files and folders; refused as a decompression bomb")
+    faults += [f"{archive}: member {shown(name)} is a file and a folder; refused" for name in sorted(files & folders)]
     if faults:
         raise DataError(listed(faults))
     return members
@@ -192,13 +256,15 @@ def clean_name(name: str) -> tuple[str, str]:
         return "", "leaves the folder by '..'"
     if "\0" in name or not name.isprintable():
         return "", "has unprintable characters in its name"
-    if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts) or len(slashed) > 2000:
+    if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts) or len(slashed.encode()) > 2000:
         return "", "has a name that is too long"
+    if len(parts) > _MOST_PARTS:
+        return "", f"lies more than {_MOST_PARTS} folders deep"
     return "/".join(parts), ""
 
 
 def _write(
-    opened: zipfile.ZipFile | tarfile.TarFile,
+    opened: zipfile.ZipFile | tuple[tarfile.TarFile, _Bounded],
     members: list[_Member],
     part: Path,
     total: int,
@@ -215,7 +281,7 @@ def _write(
         if isinstance(opened, zipfile.ZipFile):
             source = opened.open(member.handle)
         else:
-            source = opened.extractfile(member.handle)
+            source = opened[0].extractfile(member.handle)
         assert source is not None, member.name
         with source, open(target, "xb") as file:
             left = member.size

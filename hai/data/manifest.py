@@ -337,6 +337,6 @@ def load_manifest(path: str | Path) -> Manifest:
         )
         if manifest.identity.encode() != table.schema.metadata[b"identity"]:
             raise ValueError("its content is not what its identity says")
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, DataError) as error:
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError, DataError) as error:
         raise DataError(f"{path}: not a manifest, or damaged ({error}); index the data again") from None
     return manifest

@@ -182,7 +182,7 @@ def _marker(text: bytes, where: str) -> list[dict[str, Any]]:
                 raise ValueError(f"entry {name!r}")
         if content["format"] != 1:
             raise DataError(f"{where}: format = {content['format']}; this version reads format 1, update it")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where}: damaged ({type(error).__name__}: {error}); build or copy the pack again") from None
     return files
 
@@ -296,6 +296,6 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
             columns["width"].to_numpy(),
             columns["height"].to_numpy(),
         )
-    except (pa.ArrowException, KeyError, ValueError, IndexError, DataError) as error:
+    except (pa.ArrowException, KeyError, ValueError, IndexError, TypeError, RecursionError, DataError) as error:
         raise DataError(f"{paths[0]}: not an index of a pack ({error}); build it again") from None
     return rows

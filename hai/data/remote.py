@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
 import fsspec
@@ -31,6 +31,7 @@ __all__ = [
     "local_copy",
     "open_url",
     "partial_file",
+    "plain_url",
     "relative_files",
 ]
 
@@ -52,6 +53,11 @@ _FINAL: Final = (FileNotFoundError, PermissionError, NotImplementedError, IsADir
 def is_url(path: str) -> bool:
     """Tell a URL from a local path."""
     return "://" in path
+
+
+def plain_url(url: str) -> str:
+    """Return a web address without its query, which may be a signature; other URLs as they are."""
+    return url.partition("#")[0].partition("?")[0] if url.startswith(("http://", "https://")) else url
 
 
 def open_url(url: str) -> tuple[Any, str]:
@@ -224,31 +230,50 @@ def local_copy(url: str, names: Collection[str] | None = None, progress: Progres
     """
     fs, path = open_url(url)
     is_file = is_remote_file(fs, path)
-    root = str(PurePosixPath(path).parent) if is_file else path
+    plain = plain_url(path)
+    root, _, name = plain.rpartition("/") if is_file else (plain, "", "")
     key = hashlib.sha256(fs.unstrip_protocol(root).encode()).hexdigest()[:20]
     folder = cache_folder() / "copies" / key
     with locked(str(folder)):
         if is_file:
-            name = PurePosixPath(path).name
-            found = {name: fs.info(path)}
+            found = {name: _known(fs, path)}
         else:
             found = relative_files(fs, root, url)
             if not found:
                 raise DataError(f"{url}: nothing is there; check the URL")
             if names is not None:
                 found = {name: info for name, info in found.items() if name in names}
-        _mirror(fs, root, folder, found, is_whole=not is_file and names is None, progress=progress)
+        query = path[len(plain) :]
+        _mirror(fs, root, folder, found, query, is_whole=not is_file and names is None, progress=progress)
     return folder / name if is_file else folder
 
 
+def _known(fs: Any, path: str) -> dict[str, Any]:
+    """Ask what a file system knows of a file; its size must be among it."""
+    try:
+        info: dict[str, Any] = fs.info(path)
+    except Exception as error:  # every backend has its own exceptions
+        raise StorageError(f"{path}: cannot be reached ({error}); check the URL and the credentials") from None
+    if info.get("size") is None:
+        raise StorageError(f"{path}: the server does not say how long it is; copy it here and name the copy")
+    return info
+
+
 def _mirror(
-    fs: Any, root: str, folder: Path, found: dict[str, dict[str, Any]], is_whole: bool, progress: Progress | None
+    fs: Any,
+    root: str,
+    folder: Path,
+    found: dict[str, dict[str, Any]],
+    query: str,
+    *,
+    is_whole: bool,
+    progress: Progress | None,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / ".copied.json"
     try:
         copied: dict[str, Any] = dict(json.loads(state.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, RecursionError):
         copied = {}
     sizes = {name: int(info["size"]) for name, info in found.items()}
     tokens = {name: f"{sizes[name]} {_token(info)}" for name, info in found.items()}
@@ -271,7 +296,7 @@ def _mirror(
 
     def copy(name: str) -> int:
         size = sizes[name]
-        path = f"{root}/{name}" if root else name
+        path = (f"{root}/{name}" if root else name) + query
         copy_file(fs, path, folder / name, size, token=tokens[name], progress=add if size > _CHUNK else None)
         return 0 if size > _CHUNK else size
 

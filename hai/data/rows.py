@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hai.data.archives import listed
 from hai.errors import DataError
+from hai.masking import without_secrets
 from hai.paths import cache_folder
 from hai.types import LABELS
 
@@ -87,7 +88,7 @@ def raise_faults(faults: list[str], hint: str = "") -> NoReturn:
     """
     lines = listed(faults).split("\n")
     if len(lines) < len(faults):
-        text = "\n".join(faults) + "\n"
+        text = without_secrets("\n".join(faults)) + "\n"
         file = cache_folder() / "problems" / f"{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:12]}.txt"
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hai.data.archives import ARCHIVE_SUFFIXES, is_archive, unpack
+from hai.data.archives import ARCHIVE_SUFFIXES, is_archive, shown, unpack
 from hai.data.content import Progress, stat_files
 from hai.data.images import IMAGE_SUFFIXES
 from hai.data.pack import PACK_FILE, copy_pack, load_pack
-from hai.data.remote import is_remote_file, is_remote_folder, is_url, local_copy, open_url
+from hai.data.remote import is_remote_file, is_remote_folder, is_url, local_copy, open_url, plain_url
 from hai.data.rows import COMPARED, LABEL_CODES, Rows, source_name
 from hai.data.tables import ImageFolder, read_table, settle_files
 from hai.errors import DataError
@@ -155,7 +155,7 @@ def _is_utf8(name: str) -> bool:
 def _copied(url: str, image_dir: str | None, progress: Progress | None) -> str:
     """Bring what a URL names to this machine; the images of a lone CSV follow when it has been read."""
     fs, path = open_url(url)
-    if url.lower().endswith((".csv", *ARCHIVE_SUFFIXES)):
+    if plain_url(url).lower().endswith((".csv", *ARCHIVE_SUFFIXES)):
         return str(local_copy(url, None, progress))
     if is_remote_file(fs, f"{path}/{PACK_FILE}"):
         key = hashlib.sha256(fs.unstrip_protocol(path).encode()).hexdigest()[:20]
@@ -274,16 +274,16 @@ def _read_labels(table: Path, image_dir: str | None, name: str, faults: list[str
     rows, named = Rows(), list[str]()
     first_lines: dict[str, int] = {}
     before = len(faults)
-    for line, row in read_table(table, _COLUMNS, 2, _HEADER):
+    for line, row in read_table(table, _COLUMNS, 2, _HEADER, faults):
         path, rule = folder.relative(row["path"], "path")
         label, split = LABEL_CODES.get(row["label"].lower()), row.get("split", "").lower()
         wrong = [rule] if rule else []
         if label is None:
-            wrong.append(f"label = {row['label']!r}; must be real, fake, 0 or 1")
+            wrong.append(f"label = {shown(row['label'])}; must be real, fake, 0 or 1")
         if split and split not in SPLITS:
-            wrong.append(f"split = {row['split']!r}; must be {', '.join(SPLITS)} or empty")
+            wrong.append(f"split = {shown(row['split'])}; must be {', '.join(SPLITS)} or empty")
         if not rule and path in first_lines:
-            wrong.append(f"path = {path!r}; already in line {first_lines[path]}, each file may occur once")
+            wrong.append(f"path = {shown(path)}; already in line {first_lines[path]}, each file may occur once")
         elif not rule:
             first_lines[path] = line
         if wrong or label is None:
@@ -294,7 +294,8 @@ def _read_labels(table: Path, image_dir: str | None, name: str, faults: list[str
         named.append(f"{table}:{line}: path")
     if not named and len(faults) == before:
         raise DataError(f"{table}: there are no rows below the header")
-    settle_files(rows, folder, named, faults, progress)
+    missing = settle_files(rows, folder, progress)
+    faults += [f"{named[i]} {rule}" for i, rule in missing.items()]
     return rows
 
 

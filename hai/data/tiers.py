@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hai.data.archives import shown
 from hai.data.content import Progress
 from hai.data.pack import PACK_FILE, load_pack
 from hai.data.rows import COMPARED, Rows, source_name
@@ -86,7 +87,7 @@ def _read_metadata(
     form_of_tiers = {tier.strip().lower(): code for code, tier in enumerate(data.tiers)}
     rows, named, before = Rows(labels=tuple(tier.strip() for tier in data.tiers)), list[str](), len(faults)
     first: dict[tuple[str, str], int] = {}
-    for line, row in read_table(table, list(dict.fromkeys(known)), 4 if scored else 3, form):
+    for line, row in read_table(table, list(dict.fromkeys(known)), 4 if scored else 3, form, faults):
         path, rule = folder.relative(row["filename"], "filename")
         wrong = [rule] if rule else []
         if not row["image_id"]:
@@ -95,11 +96,11 @@ def _read_metadata(
         if not row["tier"]:
             wrong.append("tier is empty")
         elif tier is None:
-            wrong.append(f"tier = {row['tier']!r}; must be one of {', '.join(rows.labels)} (data.tiers)")
+            wrong.append(f"tier = {shown(row['tier'])}; must be one of {', '.join(rows.labels)} (data.tiers)")
         for column, value in (("image_id", row["image_id"]), ("filename", path)):
             earlier = first.setdefault((column, value), line)
             if value and earlier != line:
-                wrong.append(f"{column} = {value!r}; already in line {earlier}, each may occur once")
+                wrong.append(f"{column} = {shown(value)}; already in line {earlier}, each may occur once")
         score = _number(row[scored], scored, wrong) if scored else math.nan
         if wrong or tier is None:
             faults += [f"{table}:{line}: {rule}" for rule in wrong]
@@ -112,49 +113,55 @@ def _read_metadata(
             rows.score.append(score)
     if not named and len(faults) == before:
         raise DataError(f"{table}: there are no rows below the header")
-    settle_files(rows, folder, named, faults, progress)
+    missing = settle_files(rows, folder, progress)
+    faults += [f"{named[i]} {rule}" for i, rule in missing.items()]
     return rows
 
 
 def _read_comparisons(
     table: Path, folder: ImageFolder, name: str, faults: list[str], progress: Progress | None
 ) -> Rows:
-    rows, named, before = Rows(labels=COMPARED), list[str](), len(faults)
+    rows, lines, before = Rows(labels=COMPARED), list[int](), len(faults)
     position: dict[tuple[str, int], int] = {}
     undivided: list[int] = []
-    for line, row in read_table(table, ("left", "right", "preference", "split"), 3, _COMPARISONS):
+    is_divided = False
+    for line, row in read_table(table, ("left", "right", "preference", "split"), 3, _COMPARISONS, faults):
         ends = [(column, *folder.relative(row[column], column)) for column in ("left", "right")]
         wrong = [rule for _, _, rule in ends if rule]
         if not wrong and ends[0][1] == ends[1][1]:
-            wrong.append(f"left and right are both {ends[0][1]!r}; an image cannot be compared with itself")
+            wrong.append(f"left and right are both {shown(ends[0][1])}; an image cannot be compared with itself")
         preference, split = _PREFERENCES.get(row["preference"].lower()), _split_code(row, wrong)
         if preference is None:
-            wrong.append(f"preference = {row['preference']!r}; must be left, right or tie")
-        if split < 0:
+            wrong.append(f"preference = {shown(row['preference'])}; must be left, right or tie")
+        is_divided |= split >= 0
+        if not row.get("split"):
             undivided.append(line)
         if wrong or preference is None:
             faults += [f"{table}:{line}: {rule}" for rule in wrong]
             continue
-        for column, path, _ in ends:  # an image that is compared in two splits has a row in each
+        for _, path, _ in ends:  # an image that is compared in two splits has a row in each
             if (path, split) not in position:
                 position[path, split] = len(rows.path)
                 rows.add(path, "", 0, split, "", name)
                 rows.place.append(f"{table}:{line}")
-                named.append(f"{table}:{line}: {column}")
         left, right = (position[path, split] for _, path, _ in ends)
         rows.comparisons.append((left, right, preference))
-    if not named and len(faults) == before:
+        lines.append(line)
+    if not lines and len(faults) == before:
         raise DataError(f"{table}: there are no rows below the header")
-    if any(split >= 0 for split in rows.split):
+    if is_divided:
         faults += [f"{table}:{line}: split is empty, other lines have one; fill all or none" for line in undivided]
-    settle_files(rows, folder, named, faults, progress)
+    missing = settle_files(rows, folder, progress)
+    for line, ends_at in zip(lines, rows.comparisons, strict=True):
+        named = zip(("left", "right"), ends_at, strict=False)
+        faults += [f"{table}:{line}: {column} {missing[i]}" for column, i in named if i in missing]
     return rows
 
 
 def _split_code(row: dict[str, str], wrong: list[str]) -> int:
     split = row.get("split", "").lower()
     if split and split not in SPLITS:
-        wrong.append(f"split = {row['split']!r}; must be {', '.join(SPLITS)} or empty")
+        wrong.append(f"split = {shown(row['split'])}; must be {', '.join(SPLITS)} or empty")
     return SPLITS.index(split) if split in SPLITS else -1
 
 
@@ -165,5 +172,5 @@ def _number(cell: str, column: str, wrong: list[str]) -> float:
     except ValueError:
         value = math.inf
     if cell and not math.isfinite(value):
-        wrong.append(f"{column} = {cell!r}; must be a number or empty (data.score_column)")
+        wrong.append(f"{column} = {shown(cell)}; must be a number or empty (data.score_column)")
     return value

@@ -156,7 +156,7 @@ def describe_hf(
         if (folder / "preprocessor_config.json").is_file():
             given, _ = ImageProcessingMixin.get_image_processor_dict(str(folder))
             mean, std = given.get("image_mean") or mean, given.get("image_std") or std
-    return HfDescription(description, tuple(mean), tuple(std), folder)
+        return HfDescription(description, tuple(mean), tuple(std), folder)
 
 
 def build_hf_encoder(
@@ -263,9 +263,12 @@ def _must_interpolate(network: nn.Module, image_size: int) -> bool:
 @contextmanager
 def _library_errors(name: str) -> Iterator[None]:
     """Turn what transformers raises about a repository into one line."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    wrong = (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError, RecursionError)
     try:
         yield
-    except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
+    except (*wrong, StrictDataclassError) as error:
         text = (str(error).strip() or type(error).__name__).split("\n")[0]
         hint = (
             "; set model.trust_remote_code=true if you trust its authors" if "trust_remote_code" in str(error) else ""

@@ -78,7 +78,18 @@ def _is_complete(folder: Path, weights: bool, config: bool) -> bool:
 
 
 def _shards(index: Path) -> list[str]:
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    """Name the files of an index; they lie beside it.
+
+    Raises:
+        ConfigError: it is damaged, or names files elsewhere.
+    """
+    try:
+        names: set[str] = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if any(Path(name).name != name for name in names):
+            raise ValueError("it names files in other folders")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{index}: not an index of safetensors files ({error}); download it again") from None
+    return sorted(names)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

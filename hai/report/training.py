@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from hai.checkpoint.records import CONFIG, LABEL_AUDIT, METRICS, REPORT, SUMMARY, load_json, load_records, save_text
 from hai.errors import DataError
 from hai.label_audit import audit_table, out_of_fold_scores
+from hai.masking import without_secrets
 from hai.metrics import best_threshold
-from hai.provenance import hardware_text, without_secrets
+from hai.provenance import hardware_text
 from hai.rank_results import RankScores, summarise_ranking
 from hai.report.pages import ReportData, write_report
 from hai.results import Scores, summarise

@@ -20,12 +20,13 @@ from hai.config import load_config
 ROOT = Path(hai.__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "hai").rglob("*.py"))
 JOBS = sorted((ROOT / "ray_jobs").glob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Imports point to the same layer or down. A new module is put into its layer here.
 LAYERS = [
-    {"hai", "hai.errors", "hai.types", "hai.paths", "hai.provenance", "hai.progress", "hai.console"},
+    {"hai", "hai.errors", "hai.types", "hai.paths", "hai.provenance", "hai.progress", "hai.console", "hai.masking"},
     {"hai.config"},
     {
         "hai.data",
@@ -139,6 +140,75 @@ def test_modules_stay_short(path):
 def test_nothing_loads_code_from_data(path):
     text = path.read_text(encoding="utf-8")
     assert not [word for word in ("pickle.load", "yaml.load(", "weights_only=False") if word in text]
+
+
+UNSAFE = {  # calls that run what a file says, unless they have this argument
+    "torch.load": ("weights_only", True),
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+    "torch.jit.load": None,
+    "torch.hub.load": None,
+    "pickle.load": None,
+    "pickle.loads": None,
+    "pickle.Unpickler": None,
+    "marshal.loads": None,
+    "shelve.open": None,
+    "joblib.load": None,
+    "pd.read_pickle": None,
+    "pandas.read_pickle": None,
+    "yaml.unsafe_load": None,
+    "yaml.full_load": None,
+    "yaml.load": None,
+    "os.system": None,
+    "os.popen": None,
+    "eval": None,
+    "exec": None,
+    "compile": None,
+    "__import__": None,
+}
+
+
+def unsafe_calls(text: str) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        given = {word.arg: word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)}
+        wanted = UNSAFE.get(name, ())
+        if wanted is None or (wanted and given.get(wanted[0]) is not wanted[1]):
+            found.append(f"{node.lineno}: {name}")
+        found += [f"{node.lineno}: {key}=True" for key in ("shell", "trust_remote_code") if given.get(key) is True]
+        if given.get("allow_pickle") is True and name.endswith("load"):
+            found.append(f"{node.lineno}: {name}(allow_pickle=True)")
+        if name.split(".")[-1] in ("extractall", "extract", "unpack_archive"):
+            found.append(f"{node.lineno}: {name}")
+    return found
+
+
+@pytest.mark.parametrize("path", [*MODULES, *JOBS, *BENCHMARKS], ids=lambda path: path.name)
+def test_nothing_calls_what_runs_data(path):
+    assert not unsafe_calls(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f)",
+        "np.load(f, allow_pickle=True)",
+        "pickle.loads(b)",
+        "eval(x)",
+        "subprocess.run(x, shell=True)",
+        "yaml.load(t, Loader=L)",
+        "tarfile.open(f).extractall(to)",
+        "AutoModel.from_pretrained(x, trust_remote_code=True)",
+    ],
+)
+def test_calls_that_run_data_are_seen(line):
+    assert unsafe_calls(line)
+    assert not unsafe_calls("model.eval(); re.compile('x'); np.load(f, allow_pickle=False); torch.compile(m)")
 
 
 def test_no_machine_paths_and_no_package_hosts_in_the_repository():

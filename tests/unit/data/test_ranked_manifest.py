@@ -201,6 +201,7 @@ def test_given_splits_and_faults_of_comparisons(tmp_path):
     assert [line.partition("comparisons.csv:")[2] for line in str(caught.value).split("\n")] == [
         "2: left and right are both '0.png'; an image cannot be compared with itself",
         "3: preference = 'better'; must be left, right or tie",
+        "4: split is empty, other lines have one; fill all or none",
     ]
 
 

@@ -209,8 +209,8 @@ def test_generated_csvs_have_each_bad_row_listed_and_no_other(tmp_path_factory, 
         ("path,label\n", "no rows below the header"),
         ("file,label\na,real\n", "has no column 'path' (found: file, label)"),
         ("path,label,label\na,real,1\n", "has the column 'label' twice"),
-        ("path,label\n\xe9,real\n".encode("latin-1"), "not UTF-8"),
-        ('path,label\n"a,real\n' + "x" * 200_000, "cannot be read as CSV"),
+        ("path,label\na,real\n".encode("utf-16"), "not UTF-8"),
+        ('"path,label\na,real\n', "cannot be read as CSV"),
     ],
 )
 def test_unusable_csvs(tmp_path, text, words):
@@ -219,6 +219,18 @@ def test_unusable_csvs(tmp_path, text, words):
     with pytest.raises(DataError) as caught:
         loaded(path)
     assert words in str(caught.value)
+
+
+def test_rows_that_cannot_be_read_are_listed_with_the_others(tmp_path):
+    save_images(tmp_path, ["a.png", "b.png", "c.png"])
+    lines = ["path,label,note", '"a.png"x,real,', "b.png,\xe9,", '"b.png",real,"two', 'lines"', "gone.png,fake,"]
+    lines += [f"{'x' * 200_000},fake,", "c.png,fake,a note", 'a.png,fake,"never closed', "gone.png,fake,"]
+    (tmp_path / "t.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    faults = []
+    rows = load_source(SourceConfig(name="s", path=str(tmp_path / "t.csv")), faults)
+    assert rows.path[0] == "b.png"
+    assert sorted(int(fault.removeprefix(f"{tmp_path}/t.csv:").split(":")[0]) for fault in faults) == [2, 3, 6, 7, 9]
+    assert max(map(len, faults)) < 500
 
 
 def zip_of(folder, to, inside=""):
