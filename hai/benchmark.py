@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +56,8 @@ def failed_floors(results: list[Record]) -> list[str]:
 
 
 def _load(path: Path) -> ModuleType | Any:
+    if str(_FOLDER.parent) not in sys.path:  # suites import each other as `benchmarks.name`
+        sys.path.insert(0, str(_FOLDER.parent))
     spec = importlib.util.spec_from_file_location(f"hai_benchmark_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None  # a .py file has both

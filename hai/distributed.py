@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,6 +129,12 @@ class Workers:
             dist.all_gather(received, torch.from_numpy(padded), group=self.control)
             gathered[name] = np.concatenate([part.numpy()[:size] for part, size in zip(received, sizes, strict=True)])
         return gathered
+
+    def copy_first(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors on this worker's device with those of rank 0."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def wait(self) -> None:
         """Wait until every worker has come here."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hai.checkpoint.flight import Flight
-from hai.checkpoint.format import Checkpoint
+from hai.checkpoint.format import Checkpoint, step_of
 from hai.checkpoint.records import CONFIG, LOG, METRICS, save_text, truncate_after
 from hai.checkpoint.resume import load_resumable
 from hai.checkpoint.store import RunFolder
@@ -19,6 +19,7 @@ from hai.config.schema import RunConfig
 from hai.context import Context
 from hai.distributed import Workers
 from hai.errors import CheckpointError, HaiError, NonFiniteError
+from hai.masking import without_secrets
 from hai.models import architecture_of
 from hai.optim import Ema
 from hai.order import Order
@@ -61,6 +62,7 @@ class Journal:
         self._scaler_state: Record | None = None
         self._predictions: Arrays | None = None
         self._saved_step = -1
+        self._urgent = False  # somebody waits for the next checkpoint to be whole
         self._saved_at = self._recorded_at = self._shown_at = time.monotonic()
         self._reported_at = float("-inf")
         self._recorded_step = 0
@@ -80,7 +82,7 @@ class Journal:
         if self._run is not None:
             try:
                 choice, served, state = self._choose(self._run)
-            except HaiError as error:  # all workers must raise, or the others wait for ever
+            except (HaiError, OSError) as error:  # all workers must raise, or the others wait for ever
                 choice = {"error": str(error)}
         choice = self._workers.share(choice)
         if "error" in choice:
@@ -92,7 +94,8 @@ class Journal:
             progress = Progress.from_record(choice["meta"])
         progress.rollbacks = merge_rollbacks(progress.rollbacks, self._rollbacks)
         if self._run is not None:
-            truncate_after(self._run.path / METRICS, progress.step, known=progress.evaluations)
+            with suppress(OSError):  # a full disk: appending will say so
+                truncate_after(self._run.path / METRICS, progress.step, known=progress.evaluations)
         self._saved_step = progress.step if progress.step else -1
         self._recorded_step = progress.step
         self._scaler_state = choice.get("meta", {}).get("scaler")
@@ -103,10 +106,11 @@ class Journal:
         save_text(run.path / CONFIG, show_config(self._config))
         for refusal in refusals:
             self._say(f"refused checkpoint {refusal.name}: {refusal.reason}")
-        if checkpoint is not None:
+        if checkpoint is not None and self._context.micro_batch_limit is None:  # else the deaths have their reason
             checkpoint = self._past_fatal_steps(run, checkpoint)
         if checkpoint is None and self._context.resume:
             checkpoint, refusals = load_resumable(self._context.resume, report=self._say)
+            self._take_over(checkpoint)
         assert self._flight is not None
         self._flight.begin(checkpoint.step if checkpoint is not None else 0)
         if checkpoint is None:
@@ -122,6 +126,12 @@ class Journal:
             )
         self._say(f"resuming from {checkpoint.path.name} (sha256 {checkpoint.sha256[:12]}) on {self._group()}")
         return {"meta": checkpoint.meta}, checkpoint.model, checkpoint.state
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
+        """Make another run's checkpoint the beginning of this one."""
+        best = checkpoint.meta.get("best")
+        if isinstance(best, dict) and best.get("step") != checkpoint.step:  # that one has stayed where it is
+            checkpoint.meta.update(best=None, evaluations_without_improvement=0)
 
     def _past_fatal_steps(self, run: RunFolder, newest: Checkpoint) -> Checkpoint:
         """Return the checkpoint before the newest one where two launches in a row died in one step after that.
@@ -164,6 +174,7 @@ class Journal:
                 f"step {error.step}: loss or gradient = NaN or Inf; going back to the newest checkpoint and leaving "
                 f"this batch out; its examples: {named(names)}"
             )
+        del self._stepper, self._model, self._optimizer, self._ema  # room for what is built next
 
     def _group(self) -> str:
         size = self._workers.world_size
@@ -176,6 +187,7 @@ class Journal:
         if self._scaler_state:
             stepper.scaler.load_state_dict(self._scaler_state)
         self._begun = True
+        self._recorded_at = time.monotonic()
         if self._run is not None:
             self._write_summary("running")
             if self._trackers is not None:
@@ -196,11 +208,15 @@ class Journal:
         """Close the run's files; after an error, with the status `failed`."""
         if self._run is None:
             return
-        if error is not None and self._begun:
-            self._write_summary("failed")
-            self._close()
-        assert self._flight is not None
-        self._flight.land()
+        try:
+            if error is not None and self._begun:
+                self._write_summary("failed")
+                self._close(limit_s=0.0 if isinstance(error, KeyboardInterrupt) else None)
+            elif error is not None:
+                self._run.close(limit_s=0.0)
+        finally:
+            assert self._flight is not None
+            self._flight.land()
 
     def step_begins(self) -> None:
         """Note which step is in flight, and show people where training stands."""
@@ -321,7 +337,9 @@ class Journal:
         """Return what to do before the next step: 0, SAVE, STOP, or LOST; rank 0's answer counts."""
         if self._run is not None and self._run.lost:
             return LOST
-        return max(self._context.request(), SAVE if self._is_save_due() else 0)
+        request = self._context.request()
+        self._urgent = request == SAVE
+        return max(request, SAVE if self._is_save_due() else 0)
 
     def _is_save_due(self) -> bool:
         cadence, step = self._config.checkpoint, self._progress.step
@@ -336,6 +354,8 @@ class Journal:
         """Hand a consistent copy of the state to the background writer, unless this step is saved already."""
         progress = self._progress
         if progress.step == self._saved_step:
+            if self._run is not None and self._urgent:
+                self._run.wait()
             return
         self._stepper.check(progress.step)
         progress.sums = self._stepper.take_sums()
@@ -361,7 +381,7 @@ class Journal:
         }
         every = self._config.checkpoint.keep_every_epochs
         permanent = every is not None and progress.step % (every * self._order.steps_per_epoch) == 0
-        self._run.save(served, state, meta, step=progress.step, permanent=permanent)
+        self._run.save(served, state, meta, step=progress.step, permanent=permanent, wait=self._urgent)
 
     # -- end ---------------------------------------------------------------------------------------------------------
 
@@ -370,6 +390,7 @@ class Journal:
         self.save()
         if self._run is None:
             return {"status": status, "step": self._progress.step}
+        self._run.wait()
         summary = self._write_summary(status)
         try:
             self._context.publish(self._run.path, self._predictions, self._datasets)
@@ -386,6 +407,7 @@ class Journal:
             "task": self._config.task,
             "name": self._context.name,
             "step": progress.step,
+            "saved_step": next((step_of(name) for name in self._run.names()), 0),
             "total_steps": self._end,
             "epoch": progress.step / self._order.steps_per_epoch,
             "best": progress.best,
@@ -396,11 +418,11 @@ class Journal:
         self._run.save_summary(summary)
         return summary
 
-    def _close(self) -> None:
+    def _close(self, limit_s: float | None = None) -> None:
         assert self._run is not None
         if self._trackers is not None:
             self._trackers.close()
-        self._run.close(wait=self._context.wait_for_upload)
+        self._run.close(wait=self._context.wait_for_upload, limit_s=limit_s)
 
     def _say(self, line: str) -> None:
         """Tell people, and keep the line in the run's log; rank 0 alone speaks."""
@@ -413,4 +435,4 @@ class Journal:
         """Keep a line in the run's log; a full disk costs the line only."""
         if self._run is not None and self._run.path.is_dir():
             with suppress(OSError), open(self._run.path / LOG, "a", encoding="utf-8") as log:
-                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {without_secrets(line)}\n")

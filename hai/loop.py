@@ -13,6 +13,7 @@ from hai.distributed import Workers
 from hai.errors import CheckpointError, NonFiniteError
 from hai.journal import Journal
 from hai.memory import free_memory
+from hai.models.freeze import statistics_of
 from hai.optim import Ema, build_optimizer, learning_rate_at
 from hai.order import Order
 from hai.predictions import predict_split
@@ -60,6 +61,8 @@ def train(config: RunConfig, task: Task, context: Context) -> Record:
             try:
                 return _train_on(config, task, context, workers, datasets, journal)
             except NonFiniteError as error:
+                if error.step < 0:
+                    raise
                 journal.roll_back(error)
             free_memory(context.device)
 
@@ -70,7 +73,7 @@ def _train_on(
     """Build everything, go on from the newest valid checkpoint, and train to the end.
 
     Raises:
-        NonFiniteError: on all workers; nothing of the step in question is kept.
+        NonFiniteError: on all workers; nothing of that step is kept. Its number is -1 where no step is to blame.
     """
     settings, device = config.train, context.device
     training, validation = datasets.splits["train"], datasets.splits["val"]
@@ -96,6 +99,7 @@ def _train_on(
 
     def evaluate() -> None:
         with ema.swapped(model) if ema else nullcontext():
+            workers.copy_first(statistics_of(model))  # rank 0's are saved and served
             predictions = predict_split(
                 model, task, validation, workers,
                 batch_size=settings.eval_batch_size or max(1, settings.global_batch_size // workers.world_size),

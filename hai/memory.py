@@ -8,16 +8,20 @@ import torch
 
 __all__ = ["device_gigabytes", "free_memory", "is_out_of_memory"]
 
-_CPU_ALLOCATOR = "not enough memory: you tried to allocate"  # a plain RuntimeError of torch
-_CPU_ALLOCATOR_POSIX = "can't allocate memory"
+_TEXTS = (  # of plain RuntimeErrors of torch
+    "not enough memory: you tried to allocate",
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that a smaller batch could have worked."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (_CPU_ALLOCATOR in text or _CPU_ALLOCATOR_POSIX in text)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
 def free_memory(device: torch.device) -> None:

@@ -150,8 +150,8 @@ class Stepper:
         bad = int(self._bad_step)
         if bad >= 0:
             raise NonFiniteError(_non_finite(bad), bad)
-        if self.scaler.is_enabled() and self.scaler.get_scale() < 2.0**-10:  # fp16: every step overflows
-            raise NonFiniteError(_non_finite(step), step)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 2.0**-10:  # every step overflows, none is to blame
+            raise NonFiniteError(_non_finite(step))
 
     def take_sums(self) -> list[float]:
         """Return [sum of losses x examples, examples, task statistics...] over all workers since the last call."""
@@ -222,19 +222,34 @@ class Stepper:
         self.scaler.unscale_(self._optimizer)
         limit = self._config.train.gradient_clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit if limit is not None else float("inf"))
-        if not self.scaler.is_enabled():
-            finite = torch.isfinite(norm + sum(self._losses))
-            if norm.device.type == "cpu":
-                if not finite:
-                    raise NonFiniteError(_non_finite(step), step)
-            else:  # the fused optimizer skips the update on the device: no waiting for it here
-                self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
+        losses = torch.stack(self._losses).sum()
+        # fp16: a gradient that overflows is the scaler's to skip, a loss that is not finite is not
+        finite = torch.isfinite(losses if self.scaler.is_enabled() else norm + losses)
+        if norm.device.type == "cpu":
+            if not finite:
+                raise NonFiniteError(_non_finite(step), step)
+        else:  # no waiting for the device here
+            self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
+            if not self.scaler.is_enabled():  # the fused optimizer skips the update, as it does for the scaler
                 self._optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
+        self._begin_momentum()
         self.scaler.step(self._optimizer)
         self.scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         if self._ema is not None:
             self._ema.update(self._bare, step)
+
+    def _begin_momentum(self) -> None:
+        """Begin SGD's momentum at 0, as its first step does; the fused one fails where some begin later than others.
+
+        It would also take memory that a skipped first step has left uninitialised for momentum.
+        """
+        for group in self._optimizer.param_groups:
+            if group.get("momentum"):
+                for parameter in group["params"]:
+                    state = self._optimizer.state[parameter]
+                    if parameter.grad is not None and state.get("momentum_buffer") is None:
+                        state["momentum_buffer"] = torch.zeros_like(parameter)
 
     def _count(self, loss: Tensor, outputs: Tensor, batch: Batch) -> None:
         """Sum up what training metrics need, on the device, without waiting for it."""
@@ -249,9 +264,10 @@ class Stepper:
             self._sums = sums if self._sums is None else self._sums + sums
 
     def add_sums(self, sums: list[float]) -> None:
-        """Go on with sums that an earlier attempt had counted; on rank 0 only, they hold all workers' part."""
-        if sums and self._workers.is_first:
-            self._sums = torch.tensor(sums, dtype=torch.float64, device=self._workers.device)
+        """Go on with sums that were counted before; they hold all workers' part, so the others add zeros."""
+        if sums:
+            own = sums if self._workers.is_first else [0.0] * len(sums)
+            self._sums = torch.tensor(own, dtype=torch.float64, device=self._workers.device)
 
     def _freeze(self, epoch: int) -> None:
         """Freeze or unfreeze the backbone as the epoch asks, and wrap the model anew when that changes."""
@@ -270,7 +286,10 @@ class Stepper:
         train_mode(self._bare, self._frozen or set())
 
     def _wrapped(self) -> nn.Module:
-        module: Any = torch.compile(self._bare) if self._config.train.compile else self._bare
+        module: Any = self._bare
+        if self._config.train.compile:
+            torch._inductor.config.fallback_random = True  # dropout as without compilation, keyed by the step
+            module = torch.compile(module)
         if self._workers.world_size == 1:
             return module  # type: ignore[no-any-return]
         ids = [self._workers.device.index] if self._workers.device.type == "cuda" else None

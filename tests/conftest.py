@@ -2,11 +2,7 @@
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
+
+from benchmarks.faults.pictures import draw_art, draw_faces
+from benchmarks.faults.ray_kills import free_port, start_head
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
@@ -53,71 +52,44 @@ class Cluster(NamedTuple):
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The one Ray cluster of the test session: two CPUs on this machine, as `ray start --head` makes it."""
-    log = tmp_path_factory.mktemp("ray") / "start.txt"
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for _ in range(3):  # Ray gives its own processes 30 s, which a busy machine can exceed
-        port, dashboard = _free_port(), _free_port()
-        command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", f"--port={port}"]
-        command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-        with open(log, "a", encoding="utf-8") as output:
-            head = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        while head.poll() is None and "Ray runtime started" not in log.read_text(encoding="utf-8"):
-            time.sleep(0.2)
-        if head.poll() is None:
-            break
-    assert head.poll() is None, log.read_text(encoding="utf-8")
-    yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
-    head.terminate()
-    head.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    patience = {"RAY_JOB_STOP_WAIT_TIME_S": "30", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    head = start_head(tmp_path_factory.mktemp("ray") / "start.txt", **patience)
+    yield Cluster(head.address, head.dashboard)
+    head.process.terminate()
+    head.process.wait()
 
 
 @pytest.fixture(scope="session")
 def small_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 96 small JPEGs, real/ and fake/: smooth pictures, the fakes with a fine grid over them."""
-    import numpy as np
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("small-faces")
-    rng = np.random.default_rng(1)
-    for label in ("real", "fake"):
-        (folder / label).mkdir()
-        for number in range(48):
-            coarse = rng.integers(40, 215, size=(6, 6, 3)).astype(np.uint8)
-            picture = np.asarray(Image.fromarray(coarse).resize((72, 72), Image.Resampling.BICUBIC)).astype(np.int16)
-            if label == "fake":
-                picture[::2, ::2] += 14
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
-                folder / label / f"{number:03d}.jpg", quality=92
-            )
-    return folder
+    return draw_faces(tmp_path_factory.mktemp("small-faces"))
 
 
 @pytest.fixture(scope="session")
 def small_art(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with metadata.csv and images/: 72 small pictures in tiers S, A, B, C, the better ones the sharper."""
-    import numpy as np
-    from PIL import Image
+    return draw_art(tmp_path_factory.mktemp("small-art"))
 
-    folder = tmp_path_factory.mktemp("small-art")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(2)
-    lines = ["image_id,filename,tier,group,split,quality"]
-    for number in range(72):
-        tier, split = number % 4, "train" if number < 48 else ("val" if number < 60 else "test")
-        fine = rng.integers(0, 255, size=(60, 72, 3)).astype(np.float64)
-        coarse = np.asarray(Image.fromarray(rng.integers(40, 215, size=(5, 6, 3)).astype(np.uint8)).resize((72, 60)))
-        share = 0.32 - 0.09 * tier + 0.02 * rng.normal()
-        picture = ((1 - share) * coarse + share * fine).clip(0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / "images" / f"{number:03d}.jpg", quality=95)
-        lines.append(f"art{number:03d},{number:03d}.jpg,{'SABC'[tier]},g{number // 2},{split},{4 - tier}")
-    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
+
+@pytest.fixture(scope="session")
+def tiny_detector(small_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of a detector that trains 60 steps in seconds; tests kill its runs."""
+    from ray_runs import DETECTOR
+
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(DETECTOR.format(faces=small_faces), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def unbroken(tiny_detector: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that run, never interrupted, without Ray."""
+    from ray_runs import output, start
+
+    storage = tmp_path_factory.mktemp("unbroken")
+    process = start(tiny_detector, storage, "scale.launcher=in_process")
+    assert process.wait(timeout=300) == 0, output(storage)
+    return storage / "tiny"
 
 
 @pytest.fixture
@@ -143,4 +115,24 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     client.create_bucket(Bucket="bucket")
     yield client
     client.close()
+    running.stop()
+
+
+@pytest.fixture
+def gcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a GCS server of this test's own, which holds the empty bucket `bucket`; the cache is empty too."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    server = pytest.importorskip("gcp_storage_emulator.server")
+    pytest.importorskip("gcsfs")
+    from fsspec.config import conf
+
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(conf, "gcs", {"token": "anon"})
+    port = free_port()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    running = server.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    running.start()
+    yield port
     running.stop()
