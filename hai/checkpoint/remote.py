@@ -135,7 +135,8 @@ class Bucket(Remote):
     @override
     def put(self, source: Path, name: str) -> None:
         filesystem, root = self._open()
-        self._write(filesystem, f"{root}/{name}", lambda path: filesystem.put_file(str(source), path))
+        options = {"max_concurrency": 2} if "s3" in _protocols(filesystem) else {}  # of 50 MB parts, else ten in memory
+        self._write(filesystem, f"{root}/{name}", lambda path: filesystem.put_file(str(source), path, **options))
 
     @override
     def write(self, name: str, content: bytes) -> None:
@@ -421,5 +422,8 @@ def within(limit_s: float, function: Callable[[], Result]) -> Result:
 
 
 def _is_object_store(filesystem: Any) -> bool:
-    protocols = filesystem.protocol if isinstance(filesystem.protocol, tuple | list) else (filesystem.protocol,)
-    return bool(set(protocols) & set(_OBJECT_STORES))
+    return bool(_protocols(filesystem) & set(_OBJECT_STORES))
+
+
+def _protocols(filesystem: Any) -> set[str]:
+    return set(filesystem.protocol if isinstance(filesystem.protocol, tuple | list) else (filesystem.protocol,))
