@@ -220,6 +220,17 @@ def test_raising_the_limit_of_a_finished_run_goes_on(tmp_path: Path) -> None:
     assert toy_run(tmp_path, toy_config(train={"max_epochs": 9, "max_steps": 20}))["step"] == 20
 
 
+def test_sgd_begins_late_for_a_backbone_that_learns_late(tmp_path: Path) -> None:
+    """Fused SGD fails where some momentum begins before the other."""
+    config = toy_config(
+        model={"freeze_backbone": True, "unfreeze_after_epochs": 1}, optim={"name": "sgd", "learning_rate": 0.1}
+    )
+    assert toy_run(tmp_path / "whole", config)["status"] == "finished"
+    for stop in (4, 5, None):
+        toy_run(tmp_path / "stopped", config, stop_at=stop)
+    assert tensors_of(tmp_path / "whole") == tensors_of(tmp_path / "stopped")
+
+
 def test_other_data_is_refused(tmp_path: Path) -> None:
     config = toy_config()
     toy_run(tmp_path, config, stop_at=3)

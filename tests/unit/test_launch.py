@@ -131,3 +131,20 @@ def test_without_a_terminal_the_bar_is_plain_lines(capsys: pytest.CaptureFixture
         bar.show({"step": 4, "total_steps": 9, "epoch": 0.4, "loss": 0.4, "examples_per_second": 20.0, "best": None})
     error = capsys.readouterr().err
     assert error == "[faces] a line with brackets\nstep 3/9, loss 0.5000, 20 examples/s\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "saved", "exit_status"),
+    [("finished", 9, 0), ("interrupted", 9, 3), ("interrupted", 8, 2), ("finished", 8, 2)],
+)
+def test_a_last_step_that_could_not_be_saved_is_no_success(status: str, saved: int, exit_status: int) -> None:
+    from hai.config.schema import RunConfig
+    from hai.launch.plan import Outcome
+    from hai.launch.train import _say_end, _status
+
+    outcome = Outcome(status, {"status": status, "step": 9, "saved_step": saved, "best": None})
+    assert _status(outcome) == exit_status
+    lines: list[str] = []
+    _say_end(RunConfig.model_validate({"storage": "runs", "name": "run"}), outcome.summary, lines.append)
+    assert (saved < 9) == any("step 9 could not be saved, the newest checkpoint is of step 8" in line for line in lines)
+    assert (saved == 9 and status == "interrupted") == any("with everything saved" in line for line in lines)

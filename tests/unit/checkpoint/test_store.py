@@ -148,6 +148,12 @@ def test_best_json_is_rebuilt_from_the_checkpoints(folder, damage):
     assert path.read_bytes() == whole
 
 
+def test_looking_for_an_earlier_checkpoint_in_vain_leaves_the_best(folder):
+    save(folder, 3, best=3)
+    assert folder.newest_valid(before=3) == (None, [])
+    assert load_json(folder.path / "best.json")["step"] == 3
+
+
 def test_a_lost_best_falls_back_to_the_newest(folder):
     for step in (1, 2, 3):
         save(folder, step, best=1)

@@ -1,0 +1,25 @@
+"""`--resume URL`: a run here goes on from another one, if the two would be the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.kills import config_of
+from hai.config.schema import RunConfig
+from hai.errors import ConfigError
+from hai.launch.train import run_training
+
+
+def test_another_run_is_gone_on_with_unless_its_config_says_otherwise(tmp_path: Path) -> None:
+    values = {**config_of("detector", tmp_path, train={"max_steps": 3}), "storage": str(tmp_path / "old")}
+    assert run_training(RunConfig.model_validate(values)) == 0
+    checkpoints = tmp_path / "old" / "run" / "checkpoints"
+    other = {**values, "storage": str(tmp_path / "new"), "optim": {**values["optim"], "learning_rate": 0.1}}
+    for reference in (checkpoints.parent, max(checkpoints.glob("step_*"))):
+        with pytest.raises(ConfigError, match=r"optim\.learning_rate: run run has 0\.002, given 0\.1"):
+            run_training(RunConfig.model_validate(other), resume=str(reference))
+    longer = {**values, "storage": str(tmp_path / "new"), "train": {**values["train"], "max_steps": 5}}
+    assert run_training(RunConfig.model_validate(longer), resume=str(checkpoints.parent)) == 0
+    assert max((tmp_path / "new" / "run" / "checkpoints").glob("step_*")).name == "step_00000005"
