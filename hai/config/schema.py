@@ -71,7 +71,10 @@ class TrainConfig(Section):
     )
     global_batch_size: int = fixed(32, "Examples per optimizer step over all workers.", ge=1)
     micro_batch_size: int | None = free(
-        None, "Largest number of examples one worker forwards at once; null: its whole share of the global batch.", ge=1
+        None,
+        "Largest number of examples one worker forwards at once; null: its whole share of the global batch. It halves "
+        "by itself when memory runs out.",
+        ge=1,
     )
     gradient_clip_norm: float | None = fixed(1.0, "Largest norm of the gradient; null: no clipping.", gt=0)
     mixed_precision: bool | Literal["bf16", "fp16"] = fixed(
