@@ -153,7 +153,8 @@ class Uploader:
                 self._wake.wait(min(pause, _FIRST_PAUSE_S) if self._closing.is_set() else pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_S)
             elif self._closing.is_set():
-                break
+                if not self._unsent():  # what was just said may have changed the log
+                    break
             else:
                 self._wake.wait(_POLL_S)
         self._done.set()
