@@ -71,9 +71,10 @@ def _of_checkpoints(quick: bool, folder: Path) -> list[dict[str, Any]]:
 
     found = corrupt_checkpoints(100 if quick else 1000, seed=3, folder=_made(folder))
     return [
-        _record("checkpoints corrupted", found["tried"]),
+        _record("sets of checkpoints corrupted", found["tried"]),
         _record("corrupt checkpoints refused", found["refused"]),
         _record("corrupt checkpoints loaded silently", found["silent"], most=0),
+        _record("corrupt checkpoints not named, or an older one taken", found["unnamed"] + found["older"], most=0),
     ]
 
 
