@@ -62,5 +62,6 @@ def _load(path: Path) -> ModuleType | Any:
     assert spec is not None
     assert spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for their own
     spec.loader.exec_module(module)
     return module
