@@ -25,9 +25,7 @@ from hai.checkpoint.format import (
     REFUSED,
     Checkpoint,
     checkpoint_name,
-    load_checkpoint,
     load_manifest,
-    refuse,
     step_of,
     verify_checkpoint,
     write_checkpoint,
@@ -37,10 +35,8 @@ from hai.checkpoint.remote import Location, Remote, locate
 from hai.checkpoint.transfer import (
     CHECKPOINTS,
     Refusal,
-    download_checkpoint,
     load_remote_manifest,
     persist,
-    refuse_remote,
     remote_names,
 )
 from hai.checkpoint.upload import Delivery, Uploader
@@ -316,38 +312,10 @@ class RunFolder:
             self._repair_best(checkpoint)
         return checkpoint, refusals
 
-    def load(self, step: int, sha256: str) -> Checkpoint:
-        """Load the checkpoint that rank 0 has chosen, from here or else from the storage.
-
-        Raises:
-            CheckpointError: there is none of this step, or its content is another.
-        """
-        folder = self.checkpoints / checkpoint_name(step)
-        if not folder.exists() and self.location.remote is not None:
-            download_checkpoint(self.location.remote, folder.name, self.checkpoints)
-        checkpoint = load_checkpoint(folder)
-        if checkpoint.sha256 != sha256:
-            raise CheckpointError(
-                f"{folder}: sha256 = {checkpoint.sha256[:12]}...; the run goes on from {sha256[:12]}..."
-            )
-        return checkpoint
-
     def load_best(self) -> tuple[Checkpoint | None, list[Refusal]]:
         """Load the best checkpoint, without optimizer state; when it is lost, the newest valid one."""
         best = records.load_json(self.path / records.BEST)
         return search_best(self.checkpoints, self.location.remote, best, report=self._report)
-
-    def discard_after(self, step: int) -> None:
-        """Set aside the checkpoints beyond a step, so that training on from there may write these steps anew."""
-        self._begin()
-        remote = self.location.remote
-        for name in self.names():
-            if (step_of(name) or 0) > step:
-                refuse(self.checkpoints / name)
-        if remote is not None:
-            for name in persist(remote, lambda: remote_names(remote)):
-                if (step_of(name) or 0) > step:
-                    persist(remote, partial(refuse_remote, remote, name))
 
     def _repair_best(self, checkpoint: Checkpoint | None) -> None:
         """Point best.json at what the resumed state remembers: it may be lost, or of a step that never was."""

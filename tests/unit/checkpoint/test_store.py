@@ -71,9 +71,6 @@ def test_save_and_find(folder, lines):
     assert torch.equal(found.state["moment"], torch.full((3,), 10 / 7))
     assert found.meta == {"step": 10, "best": None}
     assert folder.newest_valid(before=10)[0].step == 5
-    assert folder.load(10, found.sha256).sha256 == found.sha256
-    with pytest.raises(CheckpointError, match="goes on from"):
-        folder.load(5, found.sha256)
     assert folder.close().confirmed == ("step_00000010", "step_00000005")
 
 
@@ -193,15 +190,6 @@ def test_leftovers_of_killed_writers_are_swept(folder):
     again = RunFolder(str(folder.path.parent), "run")
     assert again.newest_valid()[0].step == 1
     assert not [path for path in folder.path.rglob(".tmp-*")]
-
-
-def test_discard_after_lets_steps_be_written_anew(folder):
-    for step in (1, 2):
-        save(folder, step)
-    folder.discard_after(1)
-    assert steps(folder) == [1]
-    folder.save({"weight": torch.zeros(1)}, {}, {}, step=2, wait=True)
-    assert list(folder.newest_valid()[0].model) == ["weight"]
 
 
 def test_what_is_not_json_fails_in_the_callers_thread(folder):
