@@ -27,11 +27,11 @@ from ray_runs import (
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # a launch takes a minute on two cores
 
 
-@pytest.mark.parametrize("kills", [[8], pytest.param([4, 14, 24], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "stop"), [([8], None), pytest.param([4, 14, 24], 35, marks=pytest.mark.slow)])
 def test_killed_and_stopped_it_ends_as_if_nothing_had_happened(
-    tiny_detector: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path, kills: list[int]
+    tiny_detector: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path, kills: list[int], stop: int | None
 ) -> None:
-    _kill_stop_and_finish(tiny_detector, unbroken, ray_cluster, tmp_path, kills)
+    _kill_stop_and_finish(tiny_detector, unbroken, ray_cluster, tmp_path, kills, stop)
     again = start(tiny_detector, tmp_path, address=ray_cluster.address)
     assert again.wait(timeout=120) == 0
     assert "is finished" in output(tmp_path)
@@ -47,7 +47,7 @@ def test_a_ranker_killed_and_stopped_ends_as_if_nothing_had_happened(
     storage.mkdir()
     process = start(config, storage, "scale.launcher=in_process")
     assert process.wait(timeout=300) == 0, output(storage)
-    _kill_stop_and_finish(config, storage / "tiny", ray_cluster, tmp_path, [6, 20])
+    _kill_stop_and_finish(config, storage / "tiny", ray_cluster, tmp_path, [6, 20], 35)
 
 
 @pytest.mark.slow
@@ -68,24 +68,27 @@ def test_two_workers_embed_once_and_training_reads_what_they_kept(
     assert (tmp_path / "frozen" / "report.html").stat().st_size > 10_000
 
 
-def _kill_stop_and_finish(config: Path, unbroken: Path, cluster: Cluster, storage: Path, kills: list[int]) -> None:
+def _kill_stop_and_finish(
+    config: Path, unbroken: Path, cluster: Cluster, storage: Path, kills: list[int], stop: int | None
+) -> None:
     run = storage / "tiny"
     for target in kills:  # the driver is killed; its workers die with it
         process = start(config, storage, address=cluster.address)
         wait_until(lambda target=target: newest_step(run) >= target, process, storage)
         process.kill()
         process.wait()
-    process = start(config, storage, address=cluster.address)
-    wait_until(lambda: newest_step(run) >= 35, process, storage)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 3, output(storage)
-    assert summary(run)["status"] == "interrupted"
+    if stop is not None:
+        process = start(config, storage, address=cluster.address)
+        wait_until(lambda: newest_step(run) >= stop, process, storage)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 3, output(storage)
+        assert summary(run)["status"] == "interrupted"
 
     process = start(config, storage, address=cluster.address)
     assert process.wait(timeout=240) == 0, output(storage)
     assert tensors(run) == tensors(unbroken)
     assert steps(run) == steps(unbroken)
-    assert output(storage).count("resuming from step_") == len(kills) + 1
+    assert output(storage).count("resuming from step_") == len(kills) + (stop is not None)
     assert (run / "report.html").stat().st_size > 10_000
 
 
