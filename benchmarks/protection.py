@@ -53,7 +53,7 @@ CONFIG: dict[str, Any] = {
 
 @dataclass
 class Stretches:
-    """Answer the loop's question before every step so that stretches with and without a checkpoint alternate.
+    """Decide before every step, so that stretches with and without a checkpoint alternate.
 
     Args:
         seconds: shortest length of a stretch.
@@ -75,14 +75,16 @@ class Stretches:
 
     def __post_init__(self) -> None:
         self._step = -2  # the first ones warm up
+        self.is_due = False  # a save, before this step
         self._saving = False
         self._stretch_began = self._began = time.monotonic()
 
     def request(self) -> int:
         """Decide what comes before the next step."""
-        from hai.types import SAVE, STOP
+        from hai.types import STOP
 
         now = time.monotonic()
+        self.is_due = False
         if self._step > 0 and not self._saving:
             self.steps.append(now - self._began)
         self._began, self._step = now, self._step + 1
@@ -91,7 +93,9 @@ class Stretches:
         self.marks.append((now, time.process_time(), self._step))
         self._stretch_began = now
         self._saving = len(self.marks) % 2 == 0
-        return STOP if len(self.marks) > 2 * self.pairs else SAVE if self._saving else 0
+        is_over = len(self.marks) > 2 * self.pairs
+        self.is_due = self._saving and not is_over
+        return STOP if is_over else 0
 
     def _is_over(self, now: float) -> bool:
         done = not (self.whole and self._saving) or self.settled >= len(self.blocked)
@@ -100,7 +104,7 @@ class Stretches:
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record that has a floor says whether it keeps it."""
-    seconds, pairs, saves, batch = (30.0, 2, 3, 16) if quick else (MINUTE, 3, 10, 32)
+    seconds, pairs, saves, batch = (20.0, 2, 3, 8) if quick else (MINUTE, 3, 6, 32)
     with tempfile.TemporaryDirectory(prefix="hai-protection-") as name:
         folder = Path(name)
         os.environ["HAI_CACHE"] = str(folder / "cache")
@@ -167,16 +171,20 @@ def _train(faces: Path, storage: str, batch: int, stretches: Stretches) -> None:
 
 @contextmanager
 def _watched(stretches: Stretches, *, bucket: bool) -> Iterator[None]:
-    """Learn from outside how long a save holds the loop up, and when its checkpoint is where it is to be."""
+    """Set the cadence; learn how long a save holds the loop up, and when its checkpoint is where it is to be."""
     from hai.checkpoint import store, upload
+    from hai.journal import Journal
 
-    save, write, send = store.RunFolder.save, store.RunFolder._write, upload.Uploader._upload
+    is_due, save, write, send = (
+        Journal._is_save_due, store.RunFolder.save, store.RunFolder._write, upload.Uploader._upload,
+    )  # fmt: skip
     confirmed: set[str] = set()
 
     def timed_save(self: Any, *args: Any, **options: Any) -> bool:
         began = time.monotonic()
         saved = save(self, *args, **options)
-        stretches.blocked.append(time.monotonic() - began)
+        if stretches.is_due:
+            stretches.blocked.append(time.monotonic() - began)
         return saved
 
     def noted_write(self: Any, *args: Any) -> None:
@@ -189,12 +197,15 @@ def _watched(stretches: Stretches, *, bucket: bool) -> Iterator[None]:
             confirmed.add(name)
             stretches.settled += 1
 
-    patched = store.RunFolder, upload.Uploader
-    patched[0].save, patched[0]._write, patched[1]._upload = timed_save, noted_write, noted_send  # type: ignore[method-assign]
+    Journal._is_save_due = lambda self: stretches.is_due  # type: ignore[method-assign]
+    store.RunFolder.save, store.RunFolder._write = timed_save, noted_write  # type: ignore[method-assign]
+    upload.Uploader._upload = noted_send  # type: ignore[method-assign]
     try:
         yield
     finally:
-        patched[0].save, patched[0]._write, patched[1]._upload = save, write, send  # type: ignore[method-assign]
+        Journal._is_save_due = is_due  # type: ignore[method-assign]
+        store.RunFolder.save, store.RunFolder._write = save, write  # type: ignore[method-assign]
+        upload.Uploader._upload = send  # type: ignore[method-assign]
 
 
 @contextmanager
