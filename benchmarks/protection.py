@@ -12,7 +12,8 @@ spoken to over TLS as real ones are. Training leaves one core to that server, wh
   these seconds were taken from it; at least 0.97.
 - `blocked_share`: p95 over checkpoints of the time that a save holds the loop up, as a share of a step; at most 0.05.
   Three in ten requests to the server fail, stall or are cut meanwhile. `blocked_seconds`, `step_seconds`: the two.
-- `state_megabytes`: size of a checkpoint.
+- `part_*`: the CPU-seconds of the parts, each done alone: the copy in memory, writing with its hash and comparing on
+  the disk, sending, reading back and comparing. `state_megabytes`: size of a checkpoint.
 
 Run alone with `python -m benchmarks.protection [--quick]`.
 """
@@ -114,12 +115,19 @@ def run(quick: bool) -> list[dict[str, Any]]:
         with _server(folder, tls=True):
             bucket = Stretches(seconds, pairs)
             _train(faces, "s3://bucket/runs", batch, bucket)
+            parts = _parts(max((folder / "runs").rglob("step_*")), folder / "again")
         with _server(folder, tls=False) as port, FaultyWire(port, rate=FAULTS, seed=1, stall_s=2.0) as wire:
             os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{wire.port}"
             torn = Stretches(seconds / 2, saves, whole=False)
             _train(faces, "s3://bucket/torn", batch, torn)
         state = sum(path.stat().st_size for path in max(folder.rglob("step_*")).iterdir())
-    return [*_cost("disk", disk), *_cost("s3", bucket), *_blocked(torn), _record("state_megabytes", [state / 1e6])]
+    return [
+        *_cost("disk", disk),
+        *_cost("s3", bucket),
+        *_blocked(torn),
+        *parts,
+        _record("state_megabytes", [state / 1e6]),
+    ]
 
 
 def _cost(name: str, stretches: Stretches) -> list[dict[str, Any]]:
@@ -135,6 +143,38 @@ def _cost(name: str, stretches: Stretches) -> list[dict[str, Any]]:
         _record(f"{name}_cpu_ratio", [1 - seconds / (CORES * MINUTE) for seconds in cpus], FLOOR, most=False),
         _record(f"{name}_cpu_seconds", cpus),
     ]
+
+
+def _parts(checkpoint: Path, folder: Path) -> list[dict[str, Any]]:
+    """Do what a save does, one part after the other."""
+    from hai.checkpoint.buffers import Buffers
+    from hai.checkpoint.format import FILES, load_checkpoint, load_manifest, write_checkpoint
+    from hai.checkpoint.remote import Bucket
+    from hai.checkpoint.transfer import is_same
+
+    loaded, manifest, bucket = load_checkpoint(checkpoint), load_manifest(checkpoint), Bucket("s3://bucket/parts")
+    buffers = Buffers(), Buffers()
+
+    def copy() -> None:
+        buffers[0].copy(loaded.model)
+        buffers[1].copy(loaded.state)
+
+    def read_back() -> None:
+        assert all(is_same(bucket, name, checkpoint / name, manifest.crc32[name]) for name in FILES)
+
+    copy()  # allocates
+    parts = {
+        "copy": copy,
+        "write": lambda: write_checkpoint(folder / checkpoint.name, loaded.model, loaded.state, loaded.meta),
+        "send": lambda: [bucket.put(checkpoint / name, name) for name in FILES],
+        "read_back": read_back,
+    }
+    records = []
+    for name, part in parts.items():
+        began = time.process_time()
+        part()
+        records.append(_record(f"part_{name}_cpu_seconds", [time.process_time() - began]))
+    return records
 
 
 def _blocked(torn: Stretches) -> list[dict[str, Any]]:

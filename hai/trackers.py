@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hai.checkpoint.records import TENSORBOARD
 from hai.config.schema import RunConfig
@@ -83,28 +83,54 @@ class Trackers:
                 self._say("Weights & Biases did not answer in time; `wandb sync` sends what is kept in the run folder")
 
     def _send(self, config: RunConfig, folder: Path, identity: str) -> None:
-        settings, records = config.logging.wandb, self._queue
+        records = self._queue
         assert records is not None
         try:
-            import wandb
-
-            run = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                tags=list(settings.tags),
-                mode=settings.mode,
-                dir=str(folder),
-                name=identity.rpartition("/")[2],
-                id=hashlib.sha256(identity.encode()).hexdigest()[:16],
-                resume="allow",
-                config=masked(config.model_dump()),
-                # without the command line and what is printed, which are not ours to check for secrets
-                settings=wandb.Settings(silent=True, init_timeout=30, console="off", x_disable_meta=True),
-            )
+            run = self._begin(config, folder, identity)
             while (record := records.get()) is not None:
                 run.log({name: value for name, value in record.items() if name != "step"}, step=record["step"])
             run.finish()
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._say(f"Weights & Biases is off: {reason}")
+            self._say(f"Weights & Biases is off: {_first_line(error)}")
             self._queue = None
+
+    def _begin(self, config: RunConfig, folder: Path, identity: str) -> Any:
+        """Open the run; where the service cannot be reached, one beside it that waits in the folder to be sent."""
+        mode = config.logging.wandb.mode
+        try:
+            return _open_run(config, folder, identity, mode, _run_id(identity))
+        except Exception as error:
+            if mode != "online":
+                raise
+            self._say(
+                f"Weights & Biases: {_first_line(error)}; its records are kept in {folder}, `wandb sync` sends them"
+            )
+            # the name that could not be opened may stay taken in this process
+            return _open_run(config, folder, identity, "offline", f"{_run_id(identity)}-offline")
+
+
+def _run_id(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _open_run(config: RunConfig, folder: Path, identity: str, mode: Literal["online", "offline"], run_id: str) -> Any:
+    import wandb
+
+    settings = config.logging.wandb
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        tags=list(settings.tags),
+        mode=mode,
+        dir=str(folder),
+        name=identity.rpartition("/")[2],
+        id=run_id,
+        resume="allow",
+        config=masked(config.model_dump()),
+        # without the command line and what is printed, which are not ours to check for secrets
+        settings=wandb.Settings(silent=True, init_timeout=30, console="off", x_disable_meta=True),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -35,6 +35,7 @@ __all__ = [
     "SLOWEST",
     "Refusal",
     "download_checkpoint",
+    "is_same",
     "load_remote_manifest",
     "persist",
     "push_bytes",
@@ -124,11 +125,12 @@ def push_file(remote: Remote, source: Path, name: str, crc32: int | None, sha256
         OSError: what was read back differs.
     """
     remote.put(source, name)
-    if not (_is_same(remote, name, source, crc32) if crc32 is not None else _sha256_of(remote, name) == sha256):
+    if not (is_same(remote, name, source, crc32) if crc32 is not None else _sha256_of(remote, name) == sha256):
         raise OSError(f"{remote.url}/{name}: what was read back differs from what was sent")
 
 
-def _is_same(remote: Remote, name: str, source: Path, crc32: int) -> bool:
+def is_same(remote: Remote, name: str, source: Path, crc32: int) -> bool:
+    """Read a file back; tell whether it is what the local file is and what that was when it was written."""
     found = 0
 
     def blocks() -> Iterator[bytes]:
