@@ -17,7 +17,7 @@ from hai.data.splits import linked
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
 
-__all__ = ["Clip", "Kind", "Official", "identify", "join_identities", "load_official"]
+__all__ = ["Clip", "Kind", "Official", "identify", "join_groups", "join_identities", "load_official"]
 
 _CELEB_LIST: Final = "List_of_testing_videos.txt"
 _NAMED: Final = 5
@@ -231,6 +231,24 @@ def join_identities(clips: list[Clip], official: Official) -> tuple[list[str], l
         )
     originals, lines = _originals(clips)
     return groups, originals, problems + lines + _unbalanced(clips, groups)
+
+
+def join_groups(groups: list[str], labels: list[int]) -> list[str]:
+    """Join groups that a known scheme names, such as the folders `071_054` and `071`, by their people; keep the others.
+
+    Args:
+        groups: names of videos; the last part of a path counts.
+        labels: 0 real, 1 fake.
+    """
+    clips: dict[tuple[str, int], Clip] = {}
+    for group, label in dict.fromkeys(zip(groups, labels, strict=True)):
+        clip = Clip(group, label, "", group.rpartition("/")[2], "image")
+        if group and identify(clip, whole=True):
+            clips[group, label] = clip
+    if not any(label for _, label in clips):  # numbers alone name no people
+        return groups
+    joined = dict(zip(clips, _components(list(clips.values())), strict=True))
+    return [joined.get(key, key[0]) for key in zip(groups, labels, strict=True)]
 
 
 def _components(clips: list[Clip]) -> list[str]:

@@ -96,14 +96,15 @@ def list_raw(root: Path, *, split_files: Path | None = None, kind: Kind | None =
         raise DataError(f"{root}: {'is not a folder' if root.exists() else 'there is no such folder'}")
     root, layout = _recognised(root)
     clips, problems = layout.list_clips(root)
+    has_videos = any(clip.kind == "video" for clip in clips)
     clips = [clip for clip in clips if kind in (None, clip.kind)]
     if kind is None:
         clips, lines = _without_frames(clips)
         problems += lines
     if not clips:
-        raise DataError(
-            f"{root}: holds no {f'{kind}s' if kind else 'videos or images'} in the folders of {layout.shown}"
-        )
+        wanted = f"{kind}s" if kind else "videos or images"
+        hint = "; videos become face crops with `hai preprocess`" if has_videos else ""
+        raise DataError(f"{root}: holds no {wanted} in the folders of its layout, {layout.shown}{hint}")
     clips.sort(key=lambda clip: clip.path)
     folders = [split_files] if split_files else [root, root / "splits", root / "dataset" / "splits"]
     official = load_official(folders, wanted=split_files is not None)

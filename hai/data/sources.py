@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from hai.data.archives import ARCHIVE_SUFFIXES, is_archive, shown, unpack
 from hai.data.content import Progress, stat_files
-from hai.data.folders import class_folders, label_of, visible, walk
+from hai.data.folders import VIDEO_SUFFIXES, class_folders, label_of, visible, walk
+from hai.data.identities import join_groups
 from hai.data.images import IMAGE_SUFFIXES
-from hai.data.layouts import MANIPULATIONS
+from hai.data.layouts import MANIPULATIONS, is_layout, list_raw
 from hai.data.pack import PACK_FILE, copy_pack, load_pack
 from hai.data.remote import is_remote_file, is_remote_folder, is_url, local_copy, open_url, plain_url
 from hai.data.rows import COMPARED, LABEL_CODES, Rows, source_name
@@ -79,7 +80,10 @@ def load_source(
         return form.read_csv(table, image_dir, config.name, faults, progress)
     if table is not None:
         raise DataError(f"source {config.name}: path = {config.path}; must be {form.shown}")
-    rows = _scan_folder(local, config.name, form, faults)
+    if form.task == DETECTOR.task and is_layout(local):
+        rows = _read_layout(local, config.name)
+    else:
+        rows = _scan_folder(local, config.name, form, faults)
     odd = [i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)]
     faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in odd]
     rows.stats = stat_files(rows.file)
@@ -178,7 +182,7 @@ def _inside(folder: Path, form: Form) -> Path:
         items = visible(folder)
         if len(items) != 1 or not items[0].is_dir() or items[0].name.lower() in SPLITS:
             return folder
-        if form.label_of(items[0].name) is not None:
+        if form.label_of(items[0].name) is not None or (form.task == DETECTOR.task and is_layout(folder)):
             return folder
         folder = items[0]
 
@@ -187,8 +191,22 @@ def _only_csv(folder: Path, form: Form) -> Path:
     """Find the CSV of an unpacked archive under another name than the usual, if it has one and nothing better."""
     if any((folder / name).is_file() for name in (*form.tables, PACK_FILE)) or any(class_folders(folder, form.classes)):
         return folder
+    if form.task == DETECTOR.task and is_layout(folder):
+        return folder
     tables = [item for item in visible(folder) if item.suffix.lower() == ".csv"]
     return tables[0] if len(tables) == 1 else folder
+
+
+def _read_layout(root: Path, name: str) -> Rows:
+    """List frames or crops that lie as one of the known data sets does."""
+    found = list_raw(root, kind="image")
+    rows = Rows()
+    for file in found.files:
+        path = file.path.relative_to(found.root).as_posix()
+        split = SPLITS.index(file.split) if file.split else -1
+        rows.add(path, str(file.path), file.label, split, file.group, source_name(name, file.source))
+    rows.warnings = [f"source {name}: {problem}" for problem in found.problems]
+    return rows
 
 
 def _scan_folder(root: Path, name: str, form: Form, faults: list[str]) -> Rows:
@@ -215,8 +233,12 @@ def _scan_folder(root: Path, name: str, form: Form, faults: list[str]) -> Rows:
                     rows.add(path[start:], path, label, split, group, source)
                 else:
                     others[suffix or "no suffix"] += 1
+    if form.task == DETECTOR.task:
+        rows.group = join_groups(rows.group, rows.label)
     if not rows.path:
-        raise DataError(f"source {name}: {root} holds no images; known endings are {', '.join(sorted(IMAGE_SUFFIXES))}")
+        hint = f"known endings are {', '.join(sorted(IMAGE_SUFFIXES))}"
+        hint = "videos become face crops with `hai preprocess`" if VIDEO_SUFFIXES & others.keys() else hint
+        raise DataError(f"source {name}: {root} holds no images; {hint}")
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         rows.warnings.append(f"source {name}: {others.total()} files are not images and were left out ({kinds})")

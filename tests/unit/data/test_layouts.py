@@ -3,9 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
 
+from hai.config.schema import DataConfig
 from hai.data.layouts import RawSet, list_raw
+from hai.data.manifest import build_manifest
+from hai.data.tiers import task_of
 from hai.errors import DataError
 
 
@@ -320,3 +325,48 @@ def test_people_who_are_all_swapped_among_each_other_are_said_to_stay_in_one_spl
     problems = list_raw(tmp_path).problems
     assert any("group 'id0' holds 30 of 30 files to be divided" in line for line in problems)
     assert any(line.startswith("the real videos of 30 fakes are not here") for line in problems)
+
+
+def image(seed: int) -> bytes:
+    picture = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    return simplejpeg.encode_jpeg(picture, quality=90)
+
+
+def indexed(root: Path) -> dict:
+    data = DataConfig(sources=[{"name": "set", "path": str(root)}])
+    manifest = build_manifest(data, 42, require=())
+    columns = zip(manifest.path, manifest.label.tolist(), manifest.source, manifest.group, strict=True)
+    return {path: rest for path, *rest in columns}
+
+
+def save_images(root: Path, *names: str) -> None:
+    for seed, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(seed))
+
+
+def test_crops_that_lie_as_a_known_data_set_are_indexed_with_their_people(tmp_path):
+    crops = "original_sequences/youtube/c23/frames/003/1.jpg", "manipulated_sequences/FaceSwap/c23/frames/000_003/1.jpg"
+    save_images(tmp_path, *crops)
+    assert indexed(tmp_path) == {crops[0]: [0, "set", "000"], crops[1]: [1, "set/FaceSwap", "000"]}
+    assert task_of(DataConfig(sources=[{"name": "set", "path": str(tmp_path)}])) == "detector"
+
+
+@pytest.mark.parametrize("name", ["Celeb-real/id0_0000.mp4", "real/000.mp4"])
+def test_videos_instead_of_images_are_refused_with_the_way_to_crops(tmp_path, name):
+    touch(tmp_path, name)
+    with pytest.raises(DataError, match="holds no images.*videos become face crops with `hai preprocess`"):
+        indexed(tmp_path)
+
+
+def test_crops_in_real_and_fake_are_joined_where_folders_name_people(tmp_path):
+    save_images(tmp_path, "real/003/1.jpg", "real/id0_0000/1.jpg", "fake/Deepfakes/000_003/1.jpg", "fake/x/1.jpg")
+    assert {path: group for path, (_, _, group) in indexed(tmp_path).items()} == {
+        "real/003/1.jpg": "000",
+        "fake/Deepfakes/000_003/1.jpg": "000",
+        "real/id0_0000/1.jpg": "id0",
+        "fake/x/1.jpg": "x",
+    }
+    save_images(tmp_path / "plain", "real/332/1.jpg", "real/331/1.jpg", "fake/00012/1.jpg")
+    assert sorted(group for _, _, group in indexed(tmp_path / "plain").values()) == ["00012", "331", "332"]
