@@ -356,7 +356,7 @@ def test_crops_that_lie_as_a_known_data_set_are_indexed_with_their_people(tmp_pa
 @pytest.mark.parametrize("name", ["Celeb-real/id0_0000.mp4", "real/000.mp4"])
 def test_videos_instead_of_images_are_refused_with_the_way_to_crops(tmp_path, name):
     touch(tmp_path, name)
-    with pytest.raises(DataError, match="holds no images.*videos become face crops with `hai preprocess`"):
+    with pytest.raises(DataError, match=r"holds no images.*videos become face crops with `hai preprocess`"):
         indexed(tmp_path)
 
 
