@@ -34,6 +34,7 @@ class Scores:
         group: images of one group are not independent; "" = the image stands alone [N].
         source: where it comes from [N].
         read: returns the bytes of the image file of a row.
+        video: frames of one are judged together; "" = the image stands alone; None: groups are videos [N].
     """
 
     path: list[str]
@@ -42,6 +43,7 @@ class Scores:
     group: list[str]
     source: list[str]
     read: Callable[[int], bytes]
+    video: list[str] | None = None
 
     @classmethod
     def of(cls, predictions: Arrays, manifest: Manifest, temperature: float = 1.0) -> Scores:
@@ -63,6 +65,7 @@ class Scores:
             group=[manifest.group[i] for i in rows],
             source=[manifest.source[i] for i in rows],
             read=lambda row: manifest.read(rows[row]),
+            video=None if manifest.video is None else [manifest.video[i] for i in rows],
         )
 
     def __len__(self) -> int:
@@ -121,7 +124,9 @@ def _measured(
     scores: Scores, rows: NDArray[np.int64], threshold: float, seed: int
 ) -> dict[str, dict[str, float | None]]:
     group = [scores.group[i] for i in rows]
-    return detector_metrics(scores.label[rows], scores.probability_fake[rows], group, threshold, seed=seed)
+    video = None if scores.video is None else [scores.video[i] for i in rows]
+    label, probability = scores.label[rows], scores.probability_fake[rows]
+    return detector_metrics(label, probability, group, threshold, seed=seed, video=video)
 
 
 def prediction_tables(scores: Scores, threshold: float) -> dict[str, str]:

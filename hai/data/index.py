@@ -39,8 +39,8 @@ def split_data(
 ) -> Manifest:
     """Write a CSV in which every row has a split, whole or not at all; the reader finds the same images through it.
 
-    The columns are `path,label,group,split,source`; a ranker's `image_id,filename,tier,group,split,source` and its
-    column of scores, or `left,right,preference,split`.
+    The columns are `path,label,group,split,source` and `video` where that is known; a ranker's
+    `image_id,filename,tier,group,split,source` and its column of scores, or `left,right,preference,split`.
 
     Raises:
         DataError: an image does not lie below the folder that the CSV's paths have to start from.
@@ -75,8 +75,10 @@ def _table(manifest: Manifest, data: DataConfig, base: Path) -> Iterator[Sequenc
         for left, right, preference in manifest.comparisons.tolist():
             yield names[left], names[right], ("tie", "left", "right")[preference], splits[left]
     elif manifest.image_id is None:
-        yield "path", "label", "group", "split", "source"
-        yield from zip(names, labels, manifest.group, splits, manifest.source, strict=True)
+        columns = {"path": names, "label": labels, "group": manifest.group, "split": splits, "source": manifest.source}
+        columns |= {"video": manifest.video} if manifest.video else {}
+        yield tuple(columns)
+        yield from zip(*columns.values(), strict=True)
     else:
         columns = {"image_id": manifest.image_id, "filename": names, "tier": labels, "group": manifest.group}
         columns |= {"split": splits, "source": manifest.source}

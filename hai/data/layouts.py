@@ -65,6 +65,8 @@ class RawFile:
     original: str
     """Path, relative to the root, of the real file that it was made from; "" if unknown."""
     kind: Kind
+    video: str = ""
+    """Which images are of one video; "" for a video file and for an image that stands alone."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,14 @@ def list_raw(root: Path, *, split_files: Path | None = None, kind: Kind | None =
         problems.append(f"{root}: {_OFFICIAL[layout.name]} not here; files are divided by their people instead")
     groups, originals, lines = join_identities(clips, official)
     files = [
-        RawFile(root / clip.path, clip.label, clip.source, group, clip.split, original, clip.kind)
+        RawFile(root / clip.path, clip.label, clip.source, group, clip.split, original, clip.kind, _video(clip))
         for clip, group, original in zip(clips, groups, originals, strict=True)
     ]
     return RawSet(layout.name, root, files, problems + lines)
+
+
+def _video(clip: Clip) -> str:
+    return "/".join(filter(None, (LABELS[clip.label], clip.source, clip.variant, clip.name))) if clip.frame else ""
 
 
 def is_layout(root: Path) -> bool:

@@ -141,13 +141,15 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
 
     roots = {source.partition("/")[0] for source in manifest.source}
     sources = [s.partition("/")[2] for s in manifest.source] if len(roots) == 1 else manifest.source
-    ranked: dict[str, Any] = {}
+    optional: dict[str, Any] = {}
+    if manifest.video is not None:
+        optional["video"] = pa.array(manifest.video, pa.string())
     if manifest.image_id is not None:
-        ranked["image_id"] = pa.array(manifest.image_id, pa.string())
+        optional["image_id"] = pa.array(manifest.image_id, pa.string())
     if manifest.score is not None:
-        ranked["score"] = pa.array(manifest.score)
+        optional["score"] = pa.array(manifest.score)
     if len(manifest.comparisons):
-        ranked |= comparison_arrays(manifest.comparisons, len(manifest))
+        optional |= comparison_arrays(manifest.comparisons, len(manifest))
     table = pa.table(
         {
             "path": pa.array(manifest.path, pa.string()),
@@ -161,7 +163,7 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
             "source": pa.array(sources, pa.string()),
             "width": pa.array(manifest.width),
             "height": pa.array(manifest.height),
-            **ranked,
+            **optional,
         }
     )
     if manifest.labels != LABELS:
@@ -277,6 +279,7 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
         labels = (table.schema.metadata or {}).get(b"labels")
         rows = Rows(
             labels=tuple(json.loads(labels)) if labels else LABELS,
+            video=columns["video"].to_pylist() if "video" in columns else [],
             image_id=columns["image_id"].to_pylist() if "image_id" in columns else [],
             score=columns["score"].to_pylist() if "score" in columns else [],
             comparisons=list(map(tuple, comparisons_of(columns).tolist())),

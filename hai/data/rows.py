@@ -49,6 +49,8 @@ class Rows:
     """Position in SPLITS; -1: none given."""
     group: list[str] = field(default_factory=list)
     source: list[str] = field(default_factory=list)
+    video: list[str] = field(default_factory=list)
+    """Which frames are of one video; empty: those of one group."""
     stats: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
     """What stat_files says of the files, [N, 2]."""
     packed: Packed | None = None

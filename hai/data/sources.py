@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DETECTOR", "Form", "folder_table", "load_source", "locate_source"]
 
-_COLUMNS: Final = ("path", "label", "group", "split", "source")
-_HEADER: Final = "path,label[,group][,split][,source]"
+_COLUMNS: Final = ("path", "label", "group", "split", "source", "video")
+_HEADER: Final = "path,label[,group][,split][,source][,video]"
 
 
 @dataclass(frozen=True)
@@ -205,6 +205,7 @@ def _read_layout(root: Path, name: str) -> Rows:
         path = file.path.relative_to(found.root).as_posix()
         split = SPLITS.index(file.split) if file.split else -1
         rows.add(path, str(file.path), file.label, split, file.group, source_name(name, file.source))
+        rows.video.append(file.video)
     rows.warnings = [f"source {name}: {problem}" for problem in found.problems]
     return rows
 
@@ -234,7 +235,13 @@ def _scan_folder(root: Path, name: str, form: Form, faults: list[str]) -> Rows:
                 else:
                     others[suffix or "no suffix"] += 1
     if form.task == DETECTOR.task:
-        rows.group = join_groups(rows.group, rows.label)
+        joined = join_groups(rows.group, rows.label)
+        if joined != rows.group:
+            rows.video = [
+                f"{LABELS[label]}/{source}/{group}" if group else ""
+                for label, source, group in zip(rows.label, rows.source, rows.group, strict=True)
+            ]
+            rows.group = joined
     if not rows.path:
         hint = f"known endings are {', '.join(sorted(IMAGE_SUFFIXES))}"
         hint = "videos become face crops with `hai preprocess`" if VIDEO_SUFFIXES & others.keys() else hint
@@ -279,6 +286,8 @@ def _read_labels(table: Path, image_dir: str | None, name: str, faults: list[str
             continue
         source = source_name(name, row.get("source", ""))
         rows.add(path, "", label, SPLITS.index(split) if split else -1, row.get("group", ""), source)
+        if "video" in row:
+            rows.video.append(row["video"])
         named.append(f"{table}:{line}: path")
     if not named and len(faults) == before:
         raise DataError(f"{table}: there are no rows below the header")

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from hai.by_source import metrics_by_source
+from hai.metrics import point_metrics
 from hai.results import Scores, summarise
 
 SOURCE = ["ff"] * 4 + ["ff/Deepfakes"] * 3 + ["ff/FaceSwap"] * 3 + ["celeb"] * 6 + ["made"] * 2
@@ -53,3 +54,20 @@ def test_an_evaluation_counts_own_examples_and_says_how_many_others_it_needed():
     assert "num_others" not in per_source["celeb"]
     assert per_source["made"]["metrics"]["roc_auc"]["value"] is None
     assert sum(part["n"] for part in per_source.values()) == size
+
+
+def test_videos_within_a_group_of_both_classes_are_judged_one_by_one():
+    video = ["ff/071"] * 4 + ["ff/071_054"] * 3 + ["ff/054_071"] * 3 + ["c/0"] * 3 + ["c/1"] * 3 + ["", ""]
+    group = ["071"] * 10 + ["id0"] * 6 + ["", ""]
+    size = len(LABEL)
+    first = [video.index(name) for name in dict.fromkeys(video[:16])] + [16, 17]
+    logit = np.log(PROBABILITY / (1 - PROBABILITY))
+    mean = [logit[[i for i in range(size) if video[i] == video[at]]].mean() if video[at] else logit[at] for at in first]
+    expected = roc_auc_score(LABEL[first], mean)
+    scores = Scores([""] * size, LABEL, PROBABILITY, group, [""] * size, lambda i: b"", video)
+    found = summarise(scores, 0.5, seed=0)["metrics"]
+    assert found["video_roc_auc"]["value"] == pytest.approx(expected)
+    assert found["video_roc_auc"]["low"] <= expected <= found["video_roc_auc"]["high"]
+    assert point_metrics(LABEL, PROBABILITY, video=video)["video_roc_auc"] == pytest.approx(expected)
+    unnamed = Scores([""] * size, LABEL, PROBABILITY, group, [""] * size, lambda i: b"")
+    assert "video_roc_auc" not in summarise(unnamed, 0.5, seed=0)["metrics"], "a group of both classes is no video"

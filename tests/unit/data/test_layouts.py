@@ -8,8 +8,10 @@ import pytest
 import simplejpeg
 
 from hai.config.schema import DataConfig
+from hai.data.index import split_data
 from hai.data.layouts import RawSet, list_raw
-from hai.data.manifest import build_manifest
+from hai.data.manifest import build_manifest, load_manifest, save_manifest
+from hai.data.pack import build_pack
 from hai.data.tiers import task_of
 from hai.errors import DataError
 
@@ -370,3 +372,37 @@ def test_crops_in_real_and_fake_are_joined_where_folders_name_people(tmp_path):
     }
     save_images(tmp_path / "plain", "real/332/1.jpg", "real/331/1.jpg", "fake/00012/1.jpg")
     assert sorted(group for _, _, group in indexed(tmp_path / "plain").values()) == ["00012", "331", "332"]
+
+
+def test_videos_are_told_apart_within_groups_whatever_the_form_of_the_data(tmp_path):
+    root = tmp_path / "crops"
+    save_images(root, "real/003/1.jpg", "real/003/2.jpg", "fake/Deepfakes/000_003/1.jpg", "fake/x.jpg")
+    manifest = build_manifest(DataConfig(sources=[{"name": "set", "path": str(root)}]), 42, require=())
+    expected = {
+        "real/003/1.jpg": "real/set/003",
+        "real/003/2.jpg": "real/set/003",
+        "fake/Deepfakes/000_003/1.jpg": "fake/set/Deepfakes/000_003",
+        "fake/x.jpg": "",
+    }
+    assert dict(zip(manifest.path, manifest.video, strict=True)) == expected
+
+    save_manifest(manifest, tmp_path / "manifest.parquet")
+    assert load_manifest(tmp_path / "manifest.parquet").video == manifest.video
+    build_pack(manifest, tmp_path / "pack")
+    split_data(DataConfig(sources=[{"name": "set", "path": str(root)}]), 42, root / "all.csv")
+    for form in (tmp_path / "pack", root / "all.csv"):
+        again = build_manifest(DataConfig(sources=[{"name": "set", "path": str(form)}]), 42, require=())
+        assert dict(zip(again.path, again.video, strict=True)) == expected
+        assert again.identity == manifest.identity
+
+    several = DataConfig(sources=[{"name": name, "path": str(root)} for name in ("a", "b")])
+    videos = build_manifest(several, 42, require=()).video
+    assert {video for video in videos if video.startswith("b/")} == {"b/real/b/003", "b/fake/b/Deepfakes/000_003"}
+
+
+def test_without_videos_groups_stand_for_them(tmp_path):
+    save_images(tmp_path, "real/a/1.jpg", "fake/b/1.jpg")
+    assert build_manifest(DataConfig(sources=[{"name": "set", "path": str(tmp_path)}]), 42, require=()).video is None
+    save(tmp_path / "labels.csv", "path,label,group,video\nreal/a/1.jpg,real,g,v\nfake/b/1.jpg,fake,g,\n")
+    manifest = build_manifest(DataConfig(sources=[{"name": "set", "path": str(tmp_path)}]), 42, require=())
+    assert dict(zip(manifest.path, manifest.video, strict=True)) == {"real/a/1.jpg": "v", "fake/b/1.jpg": ""}
