@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from hai.data.comparisons import comparison_arrays, comparisons_of
 from hai.data.content import Progress, hash_files, stat_files
 from hai.data.remote import copy_file, open_url
-from hai.data.rows import Packed, Rows, source_name
+from hai.data.rows import Packed, Rows, source_name, without_root
 from hai.errors import DataError, StorageError
 from hai.paths import locked
 from hai.types import LABELS, SPLITS
@@ -139,8 +139,6 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    roots = {source.partition("/")[0] for source in manifest.source}
-    sources = [s.partition("/")[2] for s in manifest.source] if len(roots) == 1 else manifest.source
     optional: dict[str, Any] = {}
     if manifest.video is not None:
         optional["video"] = pa.array(manifest.video, pa.string())
@@ -160,7 +158,7 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
             "label": pa.array(manifest.label),
             "split": pa.array(manifest.split),
             "group": pa.array(manifest.group, pa.string()),
-            "source": pa.array(sources, pa.string()),
+            "source": pa.array(without_root(manifest.source), pa.string()),
             "width": pa.array(manifest.width),
             "height": pa.array(manifest.height),
             **optional,

@@ -394,6 +394,7 @@ def test_videos_are_told_apart_within_groups_whatever_the_form_of_the_data(tmp_p
         again = build_manifest(DataConfig(sources=[{"name": "set", "path": str(form)}]), 42, require=())
         assert dict(zip(again.path, again.video, strict=True)) == expected
         assert again.identity == manifest.identity
+        assert sorted(set(again.source)) == ["set", "set/Deepfakes"]
 
     several = DataConfig(sources=[{"name": name, "path": str(root)} for name in ("a", "b")])
     videos = build_manifest(several, 42, require=()).video
