@@ -218,9 +218,11 @@ def join_identities(clips: list[Clip], official: Official) -> tuple[list[str], l
     splits: dict[str, set[str]] = defaultdict(set)
     for clip, name in zip(clips, component, strict=True):
         splits[name].add(clip.split)
+    if not official.labels:  # what no list names goes with its people; a list of test videos keeps them from the others
+        splits = {name: found - {""} or {""} for name, found in splits.items()}
     cut = {name for name, found in splits.items() if len(found) > 1}
     groups = [
-        f"{name} ({clip.split})" if name in cut and clip.split else name
+        name if name not in cut else _side(name, clip.split, splits[name])
         for clip, name in zip(clips, component, strict=True)
     ]
     if cut:
@@ -249,6 +251,13 @@ def join_groups(groups: list[str], labels: list[int]) -> list[str]:
         return groups
     joined = dict(zip(clips, _components(list(clips.values())), strict=True))
     return [joined.get(key, key[0]) for key in zip(groups, labels, strict=True)]
+
+
+def _side(name: str, split: str, splits: set[str]) -> str:
+    """Name the part of a component that lies in one split; what has none goes with the first if it cannot stay out."""
+    first = next(known for known in SPLITS if known in splits)
+    split = split if split in splits else first
+    return f"{name} ({split})" if split else name
 
 
 def _components(clips: list[Clip]) -> list[str]:

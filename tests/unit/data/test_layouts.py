@@ -104,6 +104,23 @@ def test_a_fake_whose_people_are_in_two_official_splits_is_named(faceforensics):
     assert any(line.startswith("2 files are in no official split") for line in found.problems)
 
 
+def test_videos_in_no_list_go_with_their_people(faceforensics, tmp_path):
+    touch(faceforensics, f"{REAL}/998.mp4", f"{FAKE}/000_998.mp4", f"{REAL}/999.mp4", f"{FAKE}/606_999.mp4")
+    save(tmp_path / "splits" / "train.json", [["605", "003"]])
+    save(tmp_path / "splits" / "test.json", [["606", "000"]])
+    found = list_raw(faceforensics, split_files=tmp_path / "splits")
+    files = {file.path.stem: file for file in found.files}
+    assert (files["998"].split, files["998"].group) == ("", files["003"].group), (
+        "605 and 606 are one video: they are cut"
+    )
+    assert files["000_998"].group == files["000"].group
+    assert files["999"].group == files["605"].group
+    by_group: dict[str, set[str]] = {}
+    for file in found.files:
+        by_group.setdefault(file.group, set()).add(file.split)
+    assert all(len(splits - {""}) <= 1 for splits in by_group.values())
+
+
 def test_copies_of_one_video_in_two_compressions_stay_together_and_keep_their_originals(faceforensics):
     touch(faceforensics, f"{REAL.replace('c23', 'c40')}/000.mp4", f"{FAKE.replace('c23', 'c40')}/000_003.mp4")
     files = by_name(list_raw(faceforensics))
