@@ -94,7 +94,7 @@ def test_proportional_draws_every_training_image_as_often_as_there_are_epochs(
 
 
 @pytest.mark.parametrize(
-    ("sampling", "expected"), [("balanced", (18, 18, 12, 12, 12)), ("weighted", (27, 9, 13.5, 13.5, 9))]
+    ("sampling", "expected"), [("balanced", (18, 18, 9, 9, 18)), ("weighted", (27, 9, 13.5, 13.5, 9))]
 )
 def test_shares_of_an_epoch_are_those_asked_for(
     sampling: str, expected: tuple[float, ...], sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
