@@ -17,6 +17,7 @@ from hai.data.dataset import ImageDataset
 from hai.data.manifest import Manifest, build_manifest
 from hai.evaluation import evaluate_checkpoint
 from hai.loop import train
+from hai.rank_metrics import point_metrics
 from hai.tasks import build_task
 from hai.types import Batch, Record
 
@@ -135,3 +136,21 @@ def test_every_source_has_its_numbers_in_training_and_in_evaluation(
     assert parts["swaps/FaceSwap"]["num_others"] == parts["swaps"]["n"]
     page = (tmp_path / "run" / "evaluation" / "val" / "report.html").read_text(encoding="utf-8")
     assert "A source of one class is ranked against the other class of its data set" in page
+
+
+def test_a_ranker_follows_each_of_its_sources(small_art: Path) -> None:
+    entries = [{"name": name, "path": str(small_art)} for name in ("one", "two")]
+    config = RunConfig.model_validate(
+        {"task": "ranker", "data": {"sources": entries, "image_size": 32}, "model": {"name": "compact"}}
+    )
+    task = build_task(config)
+    manifest = task.build_datasets().details
+    rows = manifest.indices("val")
+    score = np.random.default_rng(0).random(len(rows))
+    found = task.metrics({"index": rows, "label": manifest.label[rows].astype(np.int64), "score": score})
+    for name in ("one", "two"):
+        own = np.array([manifest.source[row] == name for row in rows])
+        expected = point_metrics(score[own], manifest.label[rows][own])
+        assert found[f"pair_accuracy/{name}"] == expected["pair_accuracy"]
+        assert found[f"srcc/{name}"] == expected["srcc"]
+    assert found["pair_accuracy"] == point_metrics(score, manifest.label[rows])["pair_accuracy"]
