@@ -29,7 +29,6 @@ _CHUNK: Final = 1 << 16
 """What at most is lost of each connection that breaks."""
 TIMEOUT: Final = (10.0, 60.0)
 """Seconds to wait for a connection, and for the next bytes."""
-_MOST_FAILURES: Final = 6
 _PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 _BUSY: Final = (408, 425, 429, 500, 502, 503, 504)
@@ -50,9 +49,9 @@ class _Offer:
 class _PassingError(Exception):
     """Trouble that another try may not meet."""
 
-    def __init__(self, reason: str, pause_s: float = 0.0) -> None:
+    def __init__(self, reason: str, pause_s: float = 0.0, tries: int = 6) -> None:
         super().__init__(reason)
-        self.pause_s = pause_s
+        self.pause_s, self.tries = pause_s, tries
 
 
 class _StartOverError(_PassingError):
@@ -107,7 +106,7 @@ def download(
         except _PassingError as error:
             offer = _noted(notes)
             failures = 1 if _size(body) > had else failures + 1
-            if failures >= _MOST_FAILURES:
+            if failures >= error.tries:
                 raise StorageError(f"{where}: {error}; run again to go on with the download") from None
             time.sleep(min(_LONGEST_PAUSE_S, max(error.pause_s, _PAUSE_S * 2 ** (failures - 1))))
     if offer.md5 and _md5(body) != offer.md5:
@@ -153,7 +152,8 @@ def _go_on(
     ) as error:
         raise StorageError(f"{where}: cannot be reached ({_reason(error)}); check the URL") from None
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-        raise _PassingError(f"the connection fails ({_reason(error)})") from None
+        tries = 6 if have else 3  # a wrong address is no passing trouble
+        raise _PassingError(f"the connection fails ({_reason(error)})", tries=tries) from None
     except urllib3.exceptions.HTTPError as error:
         raise _PassingError(f"the connection broke ({_reason(error)})") from None
     except requests.RequestException as error:

@@ -83,9 +83,9 @@ def test_what_is_not_there(bucket, tmp_path):
     assert not list(tmp_path.glob("x*"))
 
 
-@pytest.mark.slow
 def test_a_bad_wire(bucket, tmp_path, monkeypatch):
     """However often the wire fails, what arrives is whole; a call that gives up is gone on with."""
+    monkeypatch.setattr(remote, "_CHUNK", 20_000)
     url, variable, port = bucket
     content = as_zip({f"{i}.png": os.urandom(40_000) for i in range(20)})
     put(f"{url}/faces.zip", content)

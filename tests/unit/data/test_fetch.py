@@ -15,10 +15,13 @@ import pytest
 from kagglesdk import kaggle_env
 
 from benchmarks.faults.web import File, WebServer
+from hai.cli import main
+from hai.config.schema import SourceConfig
 from hai.data import download as downloads
 from hai.data import fetch as fetching
 from hai.data import remote
 from hai.data.fetch import Fetched, fetch
+from hai.data.sources import load_source
 from hai.errors import ConfigError, DataError, StorageError
 
 FILES = {"real/a.jpg": os.urandom(40_000), "fake/b.jpg": os.urandom(40_000), "labels.csv": b"path,label\n"}
@@ -284,3 +287,40 @@ def test_the_stamp_holds_no_secret(web, to):
     note = (to / ".fetched.json").read_text()
     assert "canary" not in note
     assert json.loads(note)["identity"] == f"{web.url}/faces.zip"
+
+
+def test_kaggle_is_a_source_of_data(web, tmp_path, monkeypatch):
+    """It is fetched into the cache, once; whatever folder its zip wraps everything in is stepped into."""
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    web.files["/kaggle/me/faces"] = File(
+        zipped({f"faces/{name}": content for name, content in FILES.items() if "/" in name})
+    )
+    for _ in range(2):
+        rows = load_source(SourceConfig(name="s", path="kaggle:me/faces"), [])
+        assert sorted(zip(rows.path, rows.label, strict=True)) == [("fake/b.jpg", 1), ("real/a.jpg", 0)]
+    assert [method for method, _, _ in web.requests] == ["POST", "GET"]
+
+
+def test_the_command(web, to, capsys, monkeypatch):
+    def ran(*words: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["data", "fetch", *words])
+        return int(ended.value.code or 0), "".join(capsys.readouterr())
+
+    web.files["/x.zip"] = File(zipped({"part_00.zip": ZIP, "readme": b"1"}))
+    url, words = f"{web.url}/x.zip", (f"{web.url}/x.zip?X-Amz-Signature=canary", "--to", str(to))
+    status, said = ran(*words)
+    assert (status, said.splitlines()) == (
+        0,
+        [
+            f"wrote {to}: 2 files, 80.3 kB, from {url}",
+            "warning: 1 of the files are archives and stay packed; hai data fetch unpacks each",
+        ],
+    )
+    status, said = ran(*words)
+    assert status == 0
+    assert said.startswith(f"{to}: already there, 2 files, 80.3 kB, from {url}, fetched 20")
+    status, said = ran(f"{web.url}/gone.zip", "--to", f"{to}-gone")
+    assert (status, said) == (2, f"{web.url}/gone.zip: the server has no such file (404); check the address\n")
+    monkeypatch.setattr("hai.paths.is_mount", lambda path: True)
+    assert ran(*words)[1].startswith(f"warning: {to} is no local disk")
