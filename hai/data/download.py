@@ -72,7 +72,7 @@ def download(
     where: str,
     *,
     refusal: Callable[[Any], str],
-    before: Callable[[str, int], None],
+    before: Callable[[str, int, int], None],
     progress: Progress | None = None,
 ) -> tuple[Path, str]:
     """Download one file into a folder, which keeps the beginning of it until it is whole.
@@ -85,7 +85,7 @@ def download(
         folder: holds the file and what is known of it.
         where: the source, for messages.
         refusal: what to say of an answer that refuses.
-        before: told the file's name and how many bytes will follow, once that is known; may raise.
+        before: told the file's name, how many bytes will follow and how many it has, once that is known; may raise.
         progress: called with bytes (done, total); total is 0 where the server does not say it.
 
     Returns:
@@ -122,7 +122,7 @@ def _go_on(
     offer: _Offer | None,
     where: str,
     refusal: Callable[[Any], str],
-    before: Callable[[str, int], None],
+    before: Callable[[str, int, int], None],
     progress: Progress | None,
 ) -> _Offer:
     """Ask for what is missing of a file and write it; returns when the server has sent all."""
@@ -140,7 +140,7 @@ def _go_on(
                 body.unlink(missing_ok=True)
                 _note(notes, found)
             if found.size is not None:
-                before(found.name, found.size - start)
+                before(found.name, found.size - start, found.size)
             _write(response, body, start, found.size, progress)
     except _StartOverError:
         body.unlink()

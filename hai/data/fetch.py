@@ -22,7 +22,16 @@ from hai.data.content import Progress
 from hai.data.download import Ask, download, plain_request
 from hai.data.kaggle import find_login, is_kaggle, kaggle_data, kaggle_refusal, kaggle_request, login_help
 from hai.data.pack import PACK_FILE, copy_pack
-from hai.data.remote import copy_file, copy_folder, is_remote_file, is_url, known_file, open_url, plain_url
+from hai.data.remote import (
+    copy_file,
+    copy_folder,
+    is_remote_file,
+    is_url,
+    known_file,
+    open_url,
+    partial_file,
+    plain_url,
+)
 from hai.errors import ConfigError, DataError, HaiError, StorageError
 from hai.masking import has_login
 from hai.paths import check_room, is_mount, locked
@@ -97,13 +106,13 @@ def fetch(source: str, to: str | Path, *, show: Show = _unseen) -> Fetched:
         part = target.with_name(f"{target.name}.part")
         try:
             _begin(part, identity)
-            content = _brought(source, part, show)
-            fetched = _finish(content, target, identity, source)
+            try:
+                fetched = _finish(_brought(source, part, show), target, identity, source)
+            except HaiError:
+                if not any(_has_content(path) for path in part.rglob("*")):  # that the next call could go on with
+                    shutil.rmtree(part)
+                raise
             shutil.rmtree(part, ignore_errors=True)
-        except HaiError:
-            if not any(_has_content(path) for path in part.rglob("*")):  # that the next call could go on with
-                shutil.rmtree(part)
-            raise
         except OSError as error:
             raise StorageError(
                 f"{target}: cannot be written ({error.strerror or error}); name another folder"
@@ -174,10 +183,11 @@ def _brought(source: str, part: Path, show: Show) -> Path:
 
 
 def _downloaded(ask: Ask, where: str, part: Path, refusal: Callable[[Any], str], show: Show) -> Path:
-    def before(name: str, count: int) -> None:
-        check_room(part, count * (2 if is_archive(name) else 1), f"{where}: the download{_and_content(name)}")
+    def before(name: str, left: int, size: int) -> None:
+        _check_room(part, name, left, size, f"{where}: the download")
 
-    with show("downloading") as progress:
+    is_begun = (part / "body").exists()
+    with show("going on with the download" if is_begun else "downloading") as progress:
         body, name = download(ask, part, where, refusal=refusal, before=before, progress=progress)
     return _settled(body, name, where, part, show)
 
@@ -204,16 +214,18 @@ def _copied(source: str, part: Path, show: Show) -> Path:
         return content
     size, token = known_file(fs, path)
     name, done = path.rpartition("/")[2], 0
-    check_room(part, size * (2 if is_archive(name) else 1), f"{source}: the copy{_and_content(name)}")
-    with show("copying") as progress:
+    body = part / "body"
+    begun = partial_file(body, size, token=token)
+    left = size - (begun.stat().st_size if begun.exists() else 0)
+    with show("going on with the copy" if left < size else "copying") as progress:
 
         def add(count: int) -> None:
             nonlocal done
             done += count
             progress(done, size)
 
-        body = part / "body"
         if not (body.is_file() and body.stat().st_size == size and _text(part / "token") == token):
+            _check_room(part, name, left, size, f"{source}: the copy")
             copy_file(fs, path, body, size, token=token, progress=add)
             (part / "token").write_text(token, encoding="utf-8")
     return _settled(body, name, source, part, show)
@@ -223,8 +235,11 @@ def _text(file: Path) -> str | None:
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
-def _and_content(name: str) -> str:
-    return ", and what is in it as far as that can be told before," if is_archive(name) else ""
+def _check_room(part: Path, name: str, left: int, size: int, what: str) -> None:
+    """Refuse what the disk does not hold; what is in an archive is at least as large as it, as a rule."""
+    if is_archive(name):
+        left, what = left + size, f"{what}, and what is in it as far as that can be told before,"
+    check_room(part, left, what)
 
 
 def _settled(body: Path, name: str, where: str, part: Path, show: Show) -> Path:

@@ -36,7 +36,7 @@ def taken(web: WebServer, folder: Path, path: str = "/x.zip", seen: list[tuple[i
         folder,
         "there",
         refusal=lambda response: f"refused {response.status_code}",
-        before=lambda name, count: None,
+        before=lambda name, left, size: None,
         progress=None if seen is None else lambda done, total: seen.append((done, total)),
     )
     return body.read_bytes()
@@ -136,7 +136,7 @@ def test_nobody_there(tmp_path, web):
         url = gone.url
     gone_request = plain_request(f"{url}/x.zip?sig=secret")
     with pytest.raises(StorageError, match="the connection fails") as caught:
-        download(gone_request, tmp_path, "there", refusal=str, before=lambda name, count: None)
+        download(gone_request, tmp_path, "there", refusal=str, before=lambda name, left, size: None)
     assert "secret" not in str(caught.value)
     assert "0x" not in str(caught.value)
 
@@ -155,4 +155,4 @@ def test_names(web, tmp_path):
         request = plain_request(web.url + path)
         found = download(request, folder, "there", refusal=str, before=lambda *args, told=told: told.append(args))
         assert found[1] == name
-        assert told == [(name, 1)]
+        assert told == [(name, 1, 1)]

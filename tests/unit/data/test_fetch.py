@@ -207,6 +207,20 @@ def test_too_small_a_disk_is_said_before_anything_comes(web, to, monkeypatch):
     fetch(f"{web.url}/faces.mp4", to)
 
 
+def test_what_is_there_of_a_download_needs_no_room_again(web, to, monkeypatch):
+    web.files["/faces.zip"].breaks = [65_536] + [0] * 20
+    with pytest.raises(StorageError, match="run again to go on"):
+        fetch(f"{web.url}/faces.zip", to)
+    web.files["/faces.zip"].breaks.clear()
+    free = 2 * len(ZIP) - 65_536 + (64 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**12, 10**12, free - 1))
+    with pytest.raises(StorageError, match="are free at"):
+        fetch(f"{web.url}/faces.zip", to)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**12, 10**12, free))
+    fetch(f"{web.url}/faces.zip", to)
+    assert tree(to) == FILES
+
+
 def test_folders_that_are_something_else_are_left_alone(web, to):
     to.mkdir()
     (to / "mine").write_bytes(b"1")
@@ -220,9 +234,10 @@ def test_folders_that_are_something_else_are_left_alone(web, to):
         fetch(f"{web.url}/faces.zip?id=2", to)
     other = to.with_name("other")
     other.with_name("other.part").mkdir()
-    (other.with_name("other.part") / "mine").write_bytes(b"1")
+    (other.with_name("other.part") / "mine").touch()
     with pytest.raises(ConfigError, match=r"other\.part: is in the way"):
         fetch(f"{web.url}/faces.zip", other)
+    assert os.listdir(other.with_name("other.part")) == ["mine"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"identity": "x"}', '{"identity": "x", "fetched": {}}'])

@@ -52,7 +52,7 @@ def taken(data: KaggleData, folder: Path) -> bytes:
         folder,
         data.source,
         refusal=lambda response: kaggle_refusal(data, login, response),
-        before=lambda name, count: None,
+        before=lambda name, left, size: None,
     )
     assert name == "archive.zip"
     return body.read_bytes()
