@@ -107,7 +107,8 @@ def download(
             offer = _noted(notes)
             failures = 1 if _size(body) > had else failures + 1
             if failures >= error.tries:
-                raise StorageError(f"{where}: {error}; run again to go on with the download") from None
+                hint = "to go on with the download" if _size(body) else "later, or check the address and the network"
+                raise StorageError(f"{where}: {error}; run again {hint}") from None
             time.sleep(min(_LONGEST_PAUSE_S, max(error.pause_s, _PAUSE_S * 2 ** (failures - 1))))
     if offer.md5 and _md5(body) != offer.md5:
         body.unlink()
@@ -250,6 +251,7 @@ def _md5(body: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Name an error of the network in few words, without the memory addresses that its text carries."""
-    text = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>:? ?", "", str(error))
-    return without_secrets(f"{type(error).__name__}: {text[:200]}")
+    """Say in few words what an error of the network is about; libraries wrap theirs several times."""
+    inner = error.args[0] if error.args and isinstance(error.args[0], Exception | str) else error
+    text = str(getattr(inner, "reason", inner))
+    return without_secrets(re.sub(r"^(?:<.*?>|\w+\(host=.*?\)): ?", "", text)[:200])

@@ -169,7 +169,7 @@ def _brought(source: str, part: Path, show: Show) -> Path:
             kaggle_request(data, login), data.source, part, lambda said: kaggle_refusal(data, login, said), show
         )
     if source.startswith(("http://", "https://")):
-        return _downloaded(plain_request(source), source, part, _refusal, show)
+        return _downloaded(plain_request(source), plain_url(source), part, _refusal, show)
     if is_url(source):
         return _copied(source, part, show)
     local = Path(os.path.abspath(os.path.expanduser(source)))
