@@ -61,7 +61,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["HAI_CACHE"] = str(Path(scratch) / "cache")
         try:
-            return _measured(_images(Path(scratch) / "faces"), repeats=3 if quick else 7, passes=1 if quick else 6)
+            return _measured(draw_images(Path(scratch) / "faces"), repeats=3 if quick else 7, passes=1 if quick else 6)
         finally:
             os.environ.pop("HAI_CACHE")
             if before is not None:
@@ -177,10 +177,10 @@ def _usual(folder: Path, total: int, *, augmented: bool) -> DataLoader[Any]:
     return DataLoader(images, batch_size=BATCH, sampler=sampler, num_workers=2, persistent_workers=True)
 
 
-def _images(folder: Path) -> Path:
+def draw_images(folder: Path, count: int = NUM_IMAGES) -> Path:
     """Make real/ and fake/ with JPEGs of 224 to 256 px and about 15 KB: the size of face crops."""
     rng = np.random.default_rng(0)
-    for number in range(NUM_IMAGES):
+    for number in range(count):
         path = folder / ("real", "fake")[number % 2] / f"{number:04}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         side = int(rng.integers(SIZE, 257))

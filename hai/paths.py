@@ -1,22 +1,63 @@
-"""Where things lie on this machine that belong to no run: the cache folder and the locks in it."""
+"""What of this machine's file systems belongs to no run: the cache folder, locks, mounts that are no local disk."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
+from hai.console import shown_bytes
 from hai.errors import StorageError
 
-__all__ = ["cache_folder", "locked"]
+__all__ = ["cache_folder", "check_room", "is_mount", "locked"]
+
+_REMOTE_TYPES: Final = re.compile(
+    r"fuse(\..+)?|nfs\d?|9p|cifs|smb3|smbfs|drvfs|vboxsf|prl_fs|ceph|glusterfs|lustre|beegfs|gpfs|afs|davfs"
+)
+_SPARE_BYTES: Final = 64 << 20
+_LOCAL_TYPES: Final = re.compile(r"fuse\.(fuse-overlayfs|ntfs.*|exfat.*|unionfs.*)")
 
 
 def cache_folder() -> Path:
     """Return HAI_CACHE, default `~/.cache/hai`, as an absolute path; the folder need not exist yet."""
     return Path(os.path.abspath(os.path.expanduser(os.environ.get("HAI_CACHE") or "~/.cache/hai")))
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Refuse to write more than the disk of a folder holds.
+
+    Raises:
+        StorageError: it has too little room.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed + _SPARE_BYTES > free:
+        raise StorageError(
+            f"{what}: needs {shown_bytes(needed)}, {shown_bytes(free)} are free at {folder}; make room or choose a "
+            "larger disk"
+        )
+
+
+def is_mount(folder: Path, table: Path = Path("/proc/mounts")) -> bool:
+    """Tell whether a folder lies on a network or user-space mount, where only what was read back is safe."""
+    try:
+        lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    target, best, kind = folder.resolve(), -1, ""
+    for line in lines:
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[1]))
+        if target.is_relative_to(point) and len(point.parts) >= best:
+            best, kind = len(point.parts), fields[2]
+    return bool(_REMOTE_TYPES.fullmatch(kind)) and not _LOCAL_TYPES.fullmatch(kind)
 
 
 @contextmanager

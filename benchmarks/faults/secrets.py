@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from benchmarks.faults.pictures import draw_faces
+from benchmarks.faults.web import File, WebServer
 
 __all__ = ["leak_secrets"]
 
@@ -34,7 +35,9 @@ scale: {launcher: in_process, use_gpu: false, cpus_per_worker: 1}
 _DRIVER = """
 import json, sys, traceback
 from pathlib import Path
+from kagglesdk import kaggle_env
 from hai.cli import main
+kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = sys.argv[3]
 ends = []
 for words in json.loads(Path(sys.argv[1]).read_text()):
     there, sys.argv = sys.argv, ["hai", *words]
@@ -78,7 +81,9 @@ def leak_secrets(folder: Path, *, thorough: bool = False) -> dict[str, Any]:
     (given / "tiny.yaml").write_text(_CONFIG, encoding="utf-8")
     draw_faces(given / "faces", 16)
     archive = Path(shutil.make_archive(str(given / "faces"), "zip", given / "faces"))
-    with _server(archive.parent) as host:
+    with _server(archive.parent) as host, WebServer() as kaggle:
+        kaggle.files["/kaggle/me/faces"] = File(archive.read_bytes(), breaks=[10_000])
+        kaggle.logins = [f"Bearer {secret('KAGGLE_API_TOKEN')}"]
         signed = f"X-Amz-Credential={secret('credential')}&X-Amz-Signature={secret('signature')}"
         data = f"http://{host}/faces.zip?{signed}"
         commands = list(_commands(str(given / "tiny.yaml"), host, data, signed, secret))
@@ -86,7 +91,14 @@ def leak_secrets(folder: Path, *, thorough: bool = False) -> dict[str, Any]:
             commands.append((2, ["evaluate", "--checkpoint", "gs://bucket/runs/run", "--data", data]))
         (given / "commands.json").write_text(json.dumps([words for _, words in commands]), encoding="utf-8")
         with open(work / "output.txt", "wb") as output:
-            process = [sys.executable, "-c", _DRIVER, str(given / "commands.json"), str(folder / "ends.json")]
+            process = [
+                sys.executable,
+                "-c",
+                _DRIVER,
+                str(given / "commands.json"),
+                str(folder / "ends.json"),
+                kaggle.url,
+            ]
             root = str(Path(__file__).resolve().parents[2])
             environment["PYTHONPATH"] = root
             subprocess.run(process, cwd=work, env=environment, stdout=output, stderr=output, timeout=600, check=True)
@@ -143,6 +155,11 @@ def _commands(config: str, host: str, data: str, signed: str, secret: Any) -> It
     yield 0, [*train, source]
     yield 0, ["evaluate", "--checkpoint", "runs/run", "--data", data, "--split", "val"]
     yield 0, ["runs", "--storage", "runs"]
+    for name, source in (("web", data), ("kaggle", "kaggle:me/faces")):
+        yield 0, ["data", "fetch", source, "--to", f"fetched/{name}"]
+    for source in ("kaggle:competitions/none", f"http://{host}/gone.zip?{signed}", f"https://{login}@{host}/faces.zip"):
+        yield 2, ["data", "fetch", source, "--to", "fetched/none"]
+    yield 2, ["data", "fetch", f"http://127.0.0.1:9/x.zip?{signed}", "--to", "fetched/none"]
     yield 2, ["config", "show", config, f"data.sources=[{{path: 'https://{login}@{host}/faces.zip'}}]"]
     yield 2, ["config", "show", config, f"logging.wandb.api_key={secret('config key')}"]
     yield 2, ["config", "show", config, f"logging.wandb.key: {secret('broken line')}"]

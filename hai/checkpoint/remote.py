@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from hai.checkpoint.files import TEMPORARY, read_blocks
 from hai.errors import StorageError
-from hai.paths import cache_folder
+from hai.paths import cache_folder, is_mount
 
 __all__ = [
     "Bucket",
@@ -39,10 +39,6 @@ __all__ = [
 
 Result = TypeVar("Result")
 
-_REMOTE_TYPES: Final = re.compile(
-    r"fuse(\..+)?|nfs\d?|9p|cifs|smb3|smbfs|drvfs|vboxsf|prl_fs|ceph|glusterfs|lustre|beegfs|gpfs|afs|davfs"
-)
-_LOCAL_TYPES: Final = re.compile(r"fuse\.(fuse-overlayfs|ntfs.*|exfat.*|unionfs.*)")
 _ATTEMPT: Final = re.compile(r"attempt-(\d{1,9})")
 _OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "hf")
 _INSTALL: Final = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -281,23 +277,6 @@ class Location:
 def is_bucket(storage: str) -> bool:
     """Tell a URL from a path; `file://` is a path."""
     return "://" in storage and not storage.startswith(("file://", "local://"))
-
-
-def is_mount(folder: Path, table: Path = Path("/proc/mounts")) -> bool:
-    """Tell whether a folder lies on a network or user-space mount, where only what was read back is safe."""
-    try:
-        lines = table.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return False
-    target, best, kind = folder.resolve(), -1, ""
-    for line in lines:
-        fields = line.split(" ")
-        if len(fields) < 3:
-            continue
-        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[1]))
-        if target.is_relative_to(point) and len(point.parts) >= best:
-            best, kind = len(point.parts), fields[2]
-    return bool(_REMOTE_TYPES.fullmatch(kind)) and not _LOCAL_TYPES.fullmatch(kind)
 
 
 def open_remote(storage: str) -> Remote | None:

@@ -1,4 +1,4 @@
-"""The verbs of `hai data`: look into data sets, divide, pack and make them."""
+"""The verbs of `hai data`: fetch data sets, look into them, divide, pack and make them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageDir", "data_app"]
 
-data_app = typer.Typer(help="Look into, split, pack or make data sets.", no_args_is_help=True)
+data_app = typer.Typer(help="Fetch, look into, split, pack or make data sets.", no_args_is_help=True)
 
 Data = Annotated[
     str,
@@ -33,6 +33,41 @@ ScoreColumn = Annotated[
     str | None, typer.Option(metavar="NAME", help="A ranker's numeric column that is kept with the images.")
 ]
 ImageDir = Annotated[str | None, typer.Option(metavar="DIR", help="Folder that the CSV's paths start from.")]
+
+
+@data_app.command("fetch")
+def data_fetch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="kaggle:OWNER/DATASET, kaggle:competitions/NAME, a file or folder at s3://, gs:// or another URL, a "
+            "file at https://, or an archive or folder on a mounted drive.",
+            show_default=False,
+        ),
+    ],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="The folder to make, on a local disk.", show_default=False)
+    ],
+) -> None:
+    """Download, verify and unpack a data set, once; what was interrupted goes on."""
+    from functools import partial
+
+    from hai.console import shown_bytes
+    from hai.data.fetch import fetch
+    from hai.paths import is_mount
+    from hai.progress import progress_bar
+
+    if is_mount(to.absolute()):
+        print(f"warning: {to} is no local disk; many small files are slow there, training reads a local folder better")
+    fetched = fetch(source, to, show=partial(progress_bar, unit="bytes"))
+    amount = f"{fetched.files} files, {shown_bytes(fetched.bytes)}, from {fetched.source}"
+    if not fetched.is_new:
+        print(f"{to}: already there, {amount}, fetched {fetched.date}; delete it to fetch it again")
+        return
+    print(f"wrote {to}: {amount}")
+    if fetched.archives:
+        print(f"warning: {fetched.archives} of the files are archives and stay packed; hai data fetch unpacks each")
 
 
 @data_app.command("index")

@@ -21,7 +21,8 @@ class SourceConfig(Section):
     path: str = free(
         ...,
         "A folder with real/ and fake/, or for the ranker with one folder per tier (also under train/ val/ test/), a "
-        "CSV, a pack, or a zip of any of these; local or a URL. Relative paths start at the working directory.",
+        "CSV, a pack, or a zip of any of these; local, a URL, kaggle:OWNER/DATASET or kaggle:competitions/NAME. "
+        "Relative paths start at the working directory.",
         min_length=1,
     )
     image_dir: str | None = free(
@@ -88,7 +89,10 @@ class DataConfig(Section):
     )
     max_megapixels: float = fixed(40.0, "Larger images are refused as decompression bombs, megapixels.", gt=0, le=1000)
     num_threads: int | None = free(
-        None, "Decoding threads per worker; null: the worker's CPUs. Changes speed only.", ge=1, le=256
+        None,
+        "Decoding threads per worker; null: the worker's CPUs, more on network drives. Changes speed only.",
+        ge=1,
+        le=256,
     )
     cache_decoded: Literal["auto", "on", "off"] = free(
         "auto", "Keep decoded images on local disk after epoch 1; auto: when they fit in half of the free space."

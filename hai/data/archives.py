@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from hai.errors import DataError, StorageError
+from hai.paths import check_room
 
-__all__ = ["ARCHIVE_SUFFIXES", "clean_name", "is_archive", "listed", "shown", "unpack"]
+__all__ = ["ARCHIVE_SUFFIXES", "DamagedError", "clean_name", "is_archive", "listed", "shown", "unpack"]
 
 ARCHIVE_SUFFIXES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """File name endings, lower case, that count as archives."""
@@ -33,13 +34,16 @@ _BYTES_PER_HEADER: Final = 4 << 10
 """What the headers of a tar may take, in all and for each member besides: long names, times, owners."""
 _MOST_PARTS: Final = 64
 _SHOWN: Final = 120
-_SPARE_BYTES: Final = 64 << 20
 _LISTED: Final = 50
 _DAMAGED: Final = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError),
     *(NotImplementedError, RuntimeError, ValueError, struct.error, OverflowError, MemoryError),
 )
 """What the libraries raise on damaged bytes; MemoryError where a header asks for a huge dictionary."""
+
+
+class DamagedError(DataError):
+    """An archive's bytes are not those that it was made of; another copy of it may be whole."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def unpack(
         `to` as a path.
 
     Raises:
-        DataError: the archive is damaged or refused.
+        DataError: the archive is refused; as DamagedError: it is damaged.
         StorageError: the disk has too little room.
     """
     archive, to = Path(archive), Path(to)
@@ -111,26 +115,21 @@ def unpack(
             if isinstance(error, OSError) and error.errno is not None:
                 raise DataError(f"{archive}: cannot be read ({error.strerror})") from None
             reason = str(error) or type(error).__name__
-            raise DataError(
+            raise DamagedError(
                 f"{archive}: cannot be unpacked ({reason}); damaged or not an archive, copy it again"
             ) from None
         total = sum(member.size for member in members)
         to.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(to.parent).free
-        if total + _SPARE_BYTES > free:
-            raise StorageError(
-                f"{archive}: unpacking needs {total} bytes, {free} are free at {to.parent}; "
-                "make room or point HAI_CACHE to a larger disk"
-            )
+        check_room(to.parent, total, f"{archive}: unpacking")
         part = Path(tempfile.mkdtemp(prefix=f"{to.name}.part-", dir=to.parent))
         stack.callback(shutil.rmtree, part, ignore_errors=True)
         try:
             _write(opened, members, part, total, progress)
         except _DAMAGED as error:
-            raise DataError(f"{archive}: cannot be unpacked ({error}); damaged, copy it again") from None
+            raise DamagedError(f"{archive}: cannot be unpacked ({error}); damaged, copy it again") from None
         except OSError as error:
             if error.errno is None:  # how bz2 says that its stream is damaged
-                raise DataError(f"{archive}: cannot be unpacked ({error}); damaged, copy it again") from None
+                raise DamagedError(f"{archive}: cannot be unpacked ({error}); damaged, copy it again") from None
             raise StorageError(f"{archive}: cannot be unpacked to {to.parent} ({error.strerror})") from None
         part.chmod(0o755)
         try:

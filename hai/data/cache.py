@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from hai.config.schema import DataConfig
 from hai.errors import DataError
-from hai.paths import cache_folder
+from hai.paths import cache_folder, is_mount
 
 if TYPE_CHECKING:
     from hai.data.manifest import Manifest
@@ -54,6 +54,9 @@ def open_cache(manifest: Manifest, config: DataConfig, *, num_uses: float) -> De
     """
     wish = config.cache_decoded
     if wish == "off" or len(manifest) == 0 or (wish == "auto" and num_uses <= 1):
+        return None
+    if wish == "auto" and is_mount(cache_folder()):
+        log.warning("decoded images are not cached: %s is no local disk; set HAI_CACHE to one", cache_folder())
         return None
     try:
         cache = DecodedCache(manifest, config, cache_folder() / "decoded")

@@ -14,6 +14,7 @@ import hashlib
 import math
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from hai.data.cache import open_cache
 from hai.data.images import decode_image, fit_image
 from hai.data.loader import RingLoader
 from hai.errors import DataError
+from hai.paths import is_mount
 from hai.types import Batch
 
 if TYPE_CHECKING:
@@ -146,6 +148,8 @@ class ImageDataset:
 
     def _num_threads(self) -> int:
         asked = self.config.data.num_threads
+        if not asked and len(self.rows) and is_mount(Path(self.manifest.file[self.rows[0]])):
+            return _MOST_THREADS  # most of them wait for the network
         return asked or min(_MOST_THREADS, self.config.scale.cpus_per_worker or torch.get_num_threads())
 
     def _num_uses(self) -> float:

@@ -19,7 +19,6 @@ import io
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +30,7 @@ from hai.data.content import Progress, hash_files, stat_files
 from hai.data.remote import copy_file, open_url
 from hai.data.rows import Packed, Rows, source_name, without_root
 from hai.errors import DataError, StorageError
-from hai.paths import locked
+from hai.paths import check_room, locked
 from hai.types import LABELS, SPLITS
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ PACK_FILE: Final = "pack.json"
 
 _MAGIC: Final = b"HAIPACK1"
 _OURS: Final = re.compile(r"(?:(?:train|val|test)-\d{5}-[0-9a-f]{16}\.pack|index-[0-9a-f]{16}\.parquet)(?:\.part)?")
-_SPARE_BYTES: Final = 64 << 20
 
 
 def build_pack(
@@ -66,12 +64,9 @@ def build_pack(
         StorageError: the folder cannot be written or the disk is too small.
     """
     folder = Path(output)
-    needed = int(manifest.length.sum()) + _SPARE_BYTES
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise StorageError(f"{folder}: the pack needs {needed} bytes, {free} are free; choose a larger disk")
+        check_room(folder, int(manifest.length.sum()), f"{folder}: the pack")
         files, columns = _write_parts(manifest, folder, part_bytes, progress)
         index = _index_bytes(manifest, columns, [str(entry["name"]) for entry in files])
         digest = hashlib.sha256(index).hexdigest()
@@ -224,6 +219,8 @@ def copy_pack(url: str | Path, to: str | Path, *, progress: Progress | None = No
         targets = [to.absolute() / entry["name"] for entry in files]
         here = [str(target) for target in targets]
         held = hash_files(here, stat_files(here))
+        missing = sum(entry["bytes"] for entry, target in zip(files, targets, strict=True) if not target.exists())
+        check_room(to, missing, f"{url}: the copy")
         for i, (entry, target) in enumerate(zip(files, targets, strict=True)):
             if not held.error[i] and held.sha256[i].tobytes().hex() == entry["sha256"]:
                 add(entry["bytes"])

@@ -21,13 +21,15 @@ from tenacity import (
 from hai.data.archives import clean_name, listed
 from hai.data.content import Progress, in_threads
 from hai.errors import DataError, StorageError
-from hai.paths import cache_folder, locked
+from hai.paths import cache_folder, check_room, locked
 
 __all__ = [
     "copy_file",
+    "copy_folder",
     "is_remote_file",
     "is_remote_folder",
     "is_url",
+    "known_file",
     "local_copy",
     "open_url",
     "partial_file",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _CHUNK: Final = 16 << 20
+_STATE: Final = ".copied.json"
 _TOKENS: Final = (
     "etag",
     "ETag",
@@ -217,6 +220,30 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def copy_folder(url: str, to: Path, progress: Progress | None = None) -> int:
+    """Copy a folder, local or behind a URL, file by file; a second call copies what is missing or has changed.
+
+    Args:
+        url: of the folder; hidden files are left out.
+        to: the local folder; what is no longer behind the URL is removed from it.
+        progress: called with bytes (done, total).
+
+    Returns:
+        How many files there are.
+
+    Raises:
+        DataError: there are none, or one is not what the storage announced.
+        StorageError: the folder cannot be read or written, or the disk has too little room.
+    """
+    fs, root = open_url(url)
+    found = relative_files(fs, root, url)
+    if not found:
+        raise DataError(f"{url}: nothing is there; check the URL")
+    _mirror(fs, root, to, found, "", is_whole=True, progress=progress)
+    (to / _STATE).unlink()
+    return len(found)
+
+
 def local_copy(url: str, names: Collection[str] | None = None, progress: Progress | None = None) -> Path:
     """Mirror a URL, a file or a folder, in the cache folder; files that have not changed are not copied again.
 
@@ -248,6 +275,12 @@ def local_copy(url: str, names: Collection[str] | None = None, progress: Progres
     return folder / name if is_file else folder
 
 
+def known_file(fs: Any, path: str) -> tuple[int, str]:
+    """Return the bytes of a file, and a token that changes when the file does."""
+    info = _known(fs, path)
+    return int(info["size"]), _token(info)
+
+
 def _known(fs: Any, path: str) -> dict[str, Any]:
     """Ask what a file system knows of a file; its size must be among it."""
     try:
@@ -270,7 +303,7 @@ def _mirror(
     progress: Progress | None,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    state = folder / ".copied.json"
+    state = folder / _STATE
     try:
         copied: dict[str, Any] = dict(json.loads(state.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
@@ -283,6 +316,7 @@ def _mirror(
         if copied.get(name) != tokens[name] or not (folder / name).is_file() or (folder / name).stat().st_size != size
     ]
     done, total = 0, sum(sizes[name] for name in todo)
+    check_room(folder, total, f"{root}: the copy")
 
     def add(count: int) -> None:
         nonlocal done
@@ -307,7 +341,7 @@ def _mirror(
                 (folder / name).unlink(missing_ok=True)
                 del copied[name]
     finally:
-        temporary = state.with_name(".copied.json.part")
+        temporary = state.with_name(f"{_STATE}.part")
         temporary.write_text(json.dumps(copied), encoding="utf-8")
         os.replace(temporary, state)
 

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hai.data.archives import ARCHIVE_SUFFIXES, is_archive, shown, unpack
 from hai.data.content import Progress, stat_files
+from hai.data.fetch import fetch
 from hai.data.folders import VIDEO_SUFFIXES, class_folders, label_of, visible, walk
 from hai.data.identities import join_groups
 from hai.data.images import IMAGE_SUFFIXES
+from hai.data.kaggle import is_kaggle, kaggle_data
 from hai.data.layouts import MANIPULATIONS, is_layout, list_raw
 from hai.data.pack import PACK_FILE, copy_pack, load_pack
 from hai.data.remote import is_remote_file, is_remote_folder, is_url, local_copy, open_url, plain_url
 from hai.data.rows import COMPARED, LABEL_CODES, Rows, source_name
 from hai.data.tables import ImageFolder, read_table, settle_files
-from hai.errors import DataError
-from hai.paths import cache_folder, locked
+from hai.errors import DataError, StorageError
+from hai.paths import cache_folder, is_mount, locked
 from hai.types import LABELS, SPLITS
 
 if TYPE_CHECKING:
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DETECTOR", "Form", "folder_table", "load_source", "locate_source"]
 
+logger = logging.getLogger(__name__)
+
+_MANY: Final = 1000
 _COLUMNS: Final = ("path", "label", "group", "split", "source", "video")
 _HEADER: Final = "path,label[,group][,split][,source][,video]"
 
@@ -77,7 +84,9 @@ def load_source(
         return _of_task(load_pack(local, config.name, progress), form, config)
     table = folder_table(local, form, config.name) if local.is_dir() else local
     if table is not None and table.suffix.lower() == ".csv":
-        return form.read_csv(table, image_dir, config.name, faults, progress)
+        rows = form.read_csv(table, image_dir, config.name, faults, progress)
+        _warn_of_mount(rows, config.name)
+        return rows
     if table is not None:
         raise DataError(f"source {config.name}: path = {config.path}; must be {form.shown}")
     if form.task == DETECTOR.task and is_layout(local):
@@ -87,8 +96,17 @@ def load_source(
     odd = [i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)]
     faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in odd]
     rows.stats = stat_files(rows.file)
+    _warn_of_mount(rows, config.name)
     faults += [f"{rows.file[i]}: missing; a link that leads nowhere?" for i in (rows.stats[:, 0] < 0).nonzero()[0]]
     return rows
+
+
+def _warn_of_mount(rows: Rows, name: str) -> None:
+    if len(rows.file) > _MANY and is_mount(Path(rows.file[0])):
+        rows.warnings.append(
+            f"source {name}: {len(rows.file)} files lie on a network drive, where each costs a round trip; "
+            "hai data pack makes a few large files of them, which are copied here once"
+        )
 
 
 def locate_source(config: SourceConfig, form: Form, progress: Progress | None = None) -> tuple[Path, str | None]:
@@ -102,13 +120,17 @@ def locate_source(config: SourceConfig, form: Form, progress: Progress | None = 
         StorageError: it cannot be reached or copied.
     """
     path, image_dir = config.path, config.image_dir
-    if is_url(path):
+    if is_kaggle(path):
+        path = str(_fetched(path, progress))
+    elif is_url(path):
         path = _copied(path, image_dir, progress)
     local = Path(os.path.abspath(os.path.expanduser(path)))
     if not local.exists():
         raise DataError(f"source {config.name}: path = {config.path}; there is no such file or folder")
-    if local.is_file() and is_archive(local):
-        local = _inside(_unpacked(local, progress), form)
+    if (local / PACK_FILE).is_file() and is_mount(local) and not is_mount(cache_folder()):
+        local = _pack_from_mount(local, progress)
+    if is_kaggle(config.path) or (local.is_file() and is_archive(local)):
+        local = _inside(local if local.is_dir() else _unpacked(local, progress), form)
         image_dir = str(local / image_dir) if image_dir and not is_url(image_dir) else image_dir
         local = _only_csv(local, form)
     elif image_dir is None and is_url(config.path) and config.path.lower().endswith(".csv"):
@@ -160,9 +182,28 @@ def _copied(url: str, image_dir: str | None, progress: Progress | None) -> str:
     if plain_url(url).lower().endswith((".csv", *ARCHIVE_SUFFIXES)):
         return str(local_copy(url, None, progress))
     if is_remote_file(fs, f"{path}/{PACK_FILE}"):
-        key = hashlib.sha256(fs.unstrip_protocol(path).encode()).hexdigest()[:20]
-        return str(copy_pack(url, cache_folder() / "packs" / key, progress=progress))
+        return str(copy_pack(url, cache_folder() / "packs" / _key(fs.unstrip_protocol(path)), progress=progress))
     return str(local_copy(url, None, progress))
+
+
+def _pack_from_mount(pack: Path, progress: Progress | None) -> Path:
+    """Copy a pack from a network drive; where there is no room for it, it is read where it lies."""
+    try:
+        return copy_pack(pack, cache_folder() / "packs" / _key(str(pack)), progress=progress)
+    except StorageError as error:
+        logger.warning("%s; the pack is read from the network drive", error)
+        return pack
+
+
+def _fetched(source: str, progress: Progress | None) -> Path:
+    """Fetch from Kaggle, once."""
+    data = kaggle_data(source)
+    folder = cache_folder() / "fetched" / f"{data.name}-{_key(data.source)}"
+    return fetch(source, folder, show=lambda what: nullcontext(progress or (lambda done, total: None))).path
+
+
+def _key(place: str) -> str:
+    return hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
 def _unpacked(archive: Path, progress: Progress | None) -> Path:

@@ -103,7 +103,7 @@ def test_limits(tmp_path):
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     path = zipped(tmp_path / "a.zip", FILES)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(StorageError, match=r"needs 3003 bytes, 1000 are free"):
+    with pytest.raises(StorageError, match=r"needs 3 kB, 1 kB are free"):
         unpack(path, tmp_path / "out")
     assert os.listdir(tmp_path) == ["a.zip"]
 

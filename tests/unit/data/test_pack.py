@@ -7,11 +7,14 @@ import pytest
 from PIL import Image
 
 from hai.config.schema import DataConfig, SourceConfig
+from hai.data import manifest as manifests
+from hai.data import sources
 from hai.data.index import pack_data
 from hai.data.manifest import build_manifest
 from hai.data.pack import PACK_FILE, build_pack, copy_pack, load_pack
 from hai.data.remote import partial_file
-from hai.errors import DataError
+from hai.data.sources import load_source
+from hai.errors import DataError, StorageError
 from hai.types import SPLITS
 
 
@@ -173,3 +176,41 @@ def test_packs_at_urls(tmp_path, faces):
     with pytest.raises(DataError, match=r"has no pack\.json"):
         copy_pack("memory://bucket/none", tmp_path / "q")
     fs.store.clear()
+
+
+def test_a_part_stays_open_while_it_is_read(tmp_path, faces, monkeypatch):
+    """Two threads that open a part at once each get their own, of which the cache keeps one."""
+    pack_data(faces, tmp_path / "p", 3)
+    packed = build_manifest(config(tmp_path / "p"), 99)
+    expected = packed.read(0)
+    monkeypatch.setattr(manifests, "_part", manifests._Part)
+    assert packed.read(0) == expected
+
+
+def test_a_pack_on_a_network_drive_is_copied_once(tmp_path, faces, cache, monkeypatch, caplog):
+    drive = tmp_path / "drive"
+    pack_data(faces, drive / "p", 3)
+    monkeypatch.setattr(sources, "is_mount", lambda path: path.is_relative_to(drive))
+    source = SourceConfig(name="s", path=str(drive / "p"))
+    rows = load_source(source, [])
+    assert all(file.startswith(str(cache / "packs")) for file in rows.file)
+    for part in drive.rglob("*.pack"):
+        part.unlink()
+    assert load_source(source, []).file == rows.file
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "none"))
+    monkeypatch.setattr(sources, "copy_pack", _no_room)
+    with pytest.raises(DataError, match="missing; copy or build the pack again"):
+        load_source(source, [])
+    assert "no room; the pack is read from the network drive" in caplog.text
+
+
+def _no_room(*args, **options):
+    raise StorageError("no room")
+
+
+def test_many_files_on_a_network_drive_are_remarked(tmp_path, faces, monkeypatch):
+    assert load_source(faces.sources[0], []).warnings == []
+    monkeypatch.setattr(sources, "_MANY", 10)
+    monkeypatch.setattr(sources, "is_mount", lambda path: True)
+    (line,) = load_source(faces.sources[0], []).warnings
+    assert line.startswith("source faces: 40 files lie on a network drive")
