@@ -128,7 +128,8 @@ class Manifest:
         offset, length = int(self.offset[i]), int(self.length[i])
         try:
             if offset:
-                data = os.pread(_part(self.file[i]).descriptor, length, offset)
+                part = _part(self.file[i])  # held while it is read: what two threads open at once is kept only once
+                data = os.pread(part.descriptor, length, offset)
             else:
                 with open(self.file[i], "rb", buffering=0) as file:
                     data = os.pread(file.fileno(), length + 1, 0)

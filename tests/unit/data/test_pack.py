@@ -1,11 +1,13 @@
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
+import hai.data.manifest
 from hai.config.schema import DataConfig, SourceConfig
 from hai.data.index import pack_data
 from hai.data.manifest import build_manifest
@@ -173,3 +175,13 @@ def test_packs_at_urls(tmp_path, faces):
     with pytest.raises(DataError, match=r"has no pack\.json"):
         copy_pack("memory://bucket/none", tmp_path / "q")
     fs.store.clear()
+
+
+def test_threads_that_open_a_part_at_the_same_moment_all_read_it(tmp_path, faces):
+    pack_data(faces, tmp_path / "p", 3)
+    packed = build_manifest(config(tmp_path / "p"), 0)
+    wanted = [packed.read(i) for i in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(100):
+            hai.data.manifest._part.cache_clear()
+            assert list(pool.map(packed.read, range(40))) == wanted
