@@ -36,7 +36,7 @@ THUMBNAIL: Final = f"{PATCH}x{PATCH} thumbnail"
 
 _MOST_TESTED: Final = 20_000
 _MOST_TESTED_SOURCE: Final = 4_000
-_MOST_SOURCES: Final = 12
+_MOST_SOURCES: Final = 8
 _LISTED: Final = 20
 _LOOK_DRAW: Final = 0x4C4F4F4B
 
@@ -58,7 +58,8 @@ class Separability(NamedTuple):
     @property
     def between(self) -> str:
         """Say what is told apart."""
-        names = " and ".join(self.classes[code] for code in np.unique(self.plan.target))
+        *others, last = [self.classes[code] for code in np.unique(self.plan.target)]
+        names = f"{', '.join(others)} and {last}"
         return f"{names}, {self.among} images" if self.among else names
 
     @property
@@ -157,11 +158,14 @@ def audit_data(
     form = ranked_form(data) if task == "ranker" else DETECTOR
     loaded = [(config, load_source(config, faults, progress, form=form)) for config in data.sources]
     table = join_sources(loaded, data.max_megapixels, progress)
-    num_rows = len(table.path) + len(faults)
+    table = table.rows(table.length >= 0)  # missing files are among the faults
+    num_rows = len(table.path) + len({fault.partition(": ")[0] for fault in faults})
     problems = tuple(Problem(table.path[i], error) for i, error in enumerate(table.error) if error)
     table = table.rows(np.array([not error for error in table.error], dtype=np.bool_))
     if not len(table.path):
         raise_faults([*faults, *(f"{plain(bad.path)}: {bad.reason}" for bad in problems)], "data: no image can be used")
+    source, _ = codes_of(table.source)
+    table = table.rows(np.lexsort((codes_of(table.group)[0], source, table.label, table.content)))  # whatever its form
     twice = divided_groups(table, data)
     unit = _units(table, loaded, data)
     labels = loaded[0][1].labels

@@ -214,7 +214,11 @@ def _few_groups(manifest: Manifest, split: str, rows: NDArray[np.int64], counts:
         return []
     shown = " and ".join(f"{count} of {label}" for count, label in few)
     return [
-        Finding("few groups", f"{split} holds few independent groups, {shown}; scores there are uncertain", len(few))
+        Finding(
+            "few groups",
+            f"{split} holds few independent groups or images, {shown}; scores there are uncertain",
+            len(few),
+        )
     ]
 
 
@@ -252,6 +256,6 @@ def odd_files(manifest: Manifest, looks: Looks) -> list[Finding]:
     """Count files that a reader may not expect, by what is odd about them."""
     found = []
     for oddity, rows in sorted(looks.oddities.items(), key=lambda item: (-len(item[1]), item[0])):
-        text = f"{_counted(len(rows), 'file', 'files')} with {oddity}, such as {plain(manifest.path[rows[0]])}"
+        text = f"{_counted(len(rows), 'odd file', 'odd files')} ({oddity}), such as {plain(manifest.path[rows[0]])}"
         found.append(_about("odd files", text, manifest, [[row] for row in rows]))
     return found

@@ -84,8 +84,8 @@ def look_at(
         try:
             data = manifest.read(positions[at])
             small = Image.fromarray(decode_small(data, 2 * SIDE, max_megapixels))
-        except DataError:  # gone since it was checked
-            return FileFacts()
+        except DataError:
+            return FileFacts(oddities=["changed or gone since it was checked"])
         gray[at] = np.asarray(small.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
         patch[at] = np.asarray(small.resize((PATCH, PATCH), Image.Resampling.BILINEAR))
         return file_facts(data)
@@ -103,7 +103,9 @@ def look_at(
     for row, found in zip(positions, facts, strict=True):
         suffix = os.path.splitext(manifest.path[row])[1].lower()
         endings = _SUFFIXES.get(found.format, ())
-        known = suffix in endings or not any(suffix in others for others in _SUFFIXES.values())
+        known = (
+            found.format == "unknown" or suffix in endings or not any(suffix in others for others in _SUFFIXES.values())
+        )
         for oddity in [*found.oddities, *([] if known else ["another format than the name says"])]:
             oddities.setdefault(oddity, []).append(row)
     return Looks(rows, _columns(manifest, rows, facts), gray, patch, oddities)

@@ -30,13 +30,15 @@ __all__ = ["audit_page", "write_audit"]
 _TABLES: Final = ("labels", "metadata", "comparisons")
 _MOST_VALUES: Final = 8
 _MOST_NOTES: Final = 30
+_EXAMPLES: Final = 5
+"""Pictures of a class beside its mean: together they fill a row of the page."""
 _LEADS: Final = {
     "contradiction": ("Contradicting labels", "One picture, several labels: at most one of them can be right."),
     "duplicates": ("Copies across splits", "The same file on both sides: the model has learned the answer."),
     "near-duplicates": (
         "Near-duplicates across splits",
-        "Different files that look alike, the earlier split on the left. Frames of one video and edits of one photograph "
-        "belong into one group.",
+        "Different files that look alike, the earlier split on the left. Frames of one video and edits of one "
+        "photograph belong into one group.",
     ),
     "repeated": ("Copies within a split", "They count twice in what is learned and measured."),
     "tiny": ("Smallest images", "Too few pixels for traces of a manipulation, or for a judgement of quality."),
@@ -101,11 +103,13 @@ def audit_page(audit: Audit, data: str, name: str, origin: Record) -> str:
 def _parts(audit: Audit) -> Record:
     label = [test for test in audit.tests if test.target == "label"]
     ranked = sorted((t for t in label if t.fact != ALL_FACTS), key=lambda test: -test.separation.value)
+    warned = [test for test in audit.tests if test.is_warning and test.fact != ALL_FACTS]
+    warned.sort(key=lambda test: (test.target, -test.separation.value))
     size = f"{len(audit.manifest):,} usable images of {audit.num_rows:,} files"
     return {
         "pill": "warned" if audit.findings else "finished",
         "heading": "What was found",
-        "strongest": ranked[0] if ranked and ranked[0].is_warning else None,
+        "strongest": next((test for test in [*ranked, *label] if test.is_warning), None),
         "headline": _row(ranked[0], f"AUC of the label by {ranked[0].fact} alone") if ranked else None,
         "tiles": [_row(test, test.fact) for test in ranked[1:7]],
         "size": size,
@@ -123,11 +127,7 @@ def _parts(audit: Audit) -> Record:
             }
             for target in ("label", "source")
         ],
-        "shortcuts": [
-            _shortcut(audit, test, k)
-            for k, test in enumerate(audit.tests)
-            if test.is_warning and test.fact != ALL_FACTS
-        ],
+        "shortcuts": [_shortcut(audit, test, number) for number, test in enumerate(warned)],
         "counts": audit.manifest.table(),
         "labels": audit.manifest.labels,
         "galleries": [_gallery(audit, found) for found in audit.findings if found.kind in _LEADS],
@@ -142,19 +142,19 @@ def _row(test: Separability, title: str) -> Record:
 
 def _shortcut(audit: Audit, test: Separability, number: int) -> Record:
     """Show what a warning is about: pictures for the thumbnail, else how the fact's values are distributed."""
-    shown: Record = {"title": f"{test.target} by {test.fact}", "between": test.between, "test": test.separation}
+    shown: Record = {
+        "title": f"{test.target.capitalize()} by {test.fact}",
+        "between": test.between,
+        "test": test.separation,
+    }
     rows = audit.looks.rows[test.plan.rows]
     codes = np.unique(test.plan.target)
     if test.fact == THUMBNAIL:
-        order = np.argsort(-test.separation.scores, kind="stable")
-        ends = {int(codes[0]): order, int(codes[-1]): order[::-1]}
         shown["classes"] = [
             {
                 "name": test.classes[code],
                 "mean": _pixels(audit.looks.patch[test.plan.rows[test.plan.target == code]].mean(axis=0)),
-                "examples": [
-                    _shot(audit, int(rows[k])) for k in ends.get(int(code), order)[:200] if test.plan.target[k] == code
-                ][:6],
+                "examples": [_shot(audit, int(rows[k])) for k in _typical(test, code)],
             }
             for code in codes.tolist()
         ]
@@ -167,13 +167,26 @@ def _shortcut(audit: Audit, test: Separability, number: int) -> Record:
     return shown
 
 
+def _typical(test: Separability, code: int) -> NDArray[np.int64]:
+    """Return the rows of a class that the classifier is surest of; of a middle tier those in its midst."""
+    own = np.flatnonzero(test.plan.target == code)
+    scores = test.separation.scores[own]
+    if code == test.plan.target.min():
+        order = np.argsort(-scores, kind="stable")
+    elif code == test.plan.target.max():
+        order = np.argsort(scores, kind="stable")
+    else:
+        order = np.argsort(np.abs(scores - np.median(scores)), kind="stable")
+    return own[order[:_EXAMPLES]]
+
+
 def _values(looks: Looks, test: Separability) -> NDArray[np.float64] | list[str]:
     """Return what a fact says of each image of a test, in words or as a number that is worth a histogram."""
     rows, columns = test.plan.rows, looks.columns
     if test.fact == "file size":
-        return np.asarray(columns["bytes"])[rows] / 1000
+        return np.asarray(columns["bytes"], dtype=np.float64)[rows] / 1000
     if test.fact == "dimensions":
-        width, height = (np.asarray(columns[name])[rows] for name in ("width", "height"))
+        width, height = (np.asarray(columns[name], dtype=np.float64)[rows] for name in ("width", "height"))
         if len(np.unique(np.stack([width, height]), axis=1).T) > 4 * _MOST_VALUES:
             return np.maximum(width, height)
         return [f"{w:.0f}x{h:.0f}" for w, h in zip(width, height, strict=True)]
@@ -234,7 +247,7 @@ def _gallery(audit: Audit, found: Finding) -> Record:
     return {
         "title": title,
         "lead": lead,
-        "text": found.text,
+        "text": found.text[:1].upper() + found.text[1:],
         "pairs": all(len(rows) > 1 for rows in sets),
         "sets": sets,
     }
