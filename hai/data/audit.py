@@ -13,9 +13,9 @@ from hai.data import audit_checks as checks
 from hai.data.audit_checks import Finding, plain
 from hai.data.comparisons import comparison_units
 from hai.data.content import Progress
-from hai.data.draws import hash_keys
+from hai.data.draws import hash_keys, permutation
 from hai.data.gather import Table, divide, divided_groups, is_divided, join_comparisons, join_sources, units_of
-from hai.data.looks import FACTS, PATCH, Looks, look_at
+from hai.data.looks import FACTS, PATCH, Looks, look_at, without_detail
 from hai.data.manifest import Manifest, Problem
 from hai.data.rows import COMPARED, Rows, raise_faults
 from hai.data.separable import FEWEST, Plan, Separation, features_of, plan_test, separate
@@ -37,6 +37,7 @@ THUMBNAIL: Final = f"{PATCH}x{PATCH} thumbnail"
 _MOST_TESTED: Final = 20_000
 _MOST_TESTED_SOURCE: Final = 4_000
 _MOST_SOURCES: Final = 8
+_MOST_CLOSELY: Final = 2_000
 _LISTED: Final = 20
 _LOOK_DRAW: Final = 0x4C4F4F4B
 
@@ -177,6 +178,8 @@ def audit_data(
     if task == "ranker" and undivided and data.near_duplicate_distance is not None:
         unit = components(unit, linked(len(unit), rows[checks.near_sets(looks)]))
     manifest = _manifest(divide(table, data, seed, unit), labels, problems)
+    close = rows[np.sort(permutation(len(rows), seed, _LOOK_DRAW)[:_MOST_CLOSELY])] if task == "detector" else rows[:0]
+    blurred = without_detail(manifest, close, data.max_megapixels)
     tests = [*_label_tests(manifest, looks, unit, seed), *_source_tests(manifest, looks, unit, seed)]
     notes += [
         f"{test.target} ({test.between}): a class has a single group, so folds divide groups; AUCs may be too high"
@@ -192,6 +195,7 @@ def audit_data(
         *_unusable("unreadable", [f"{plain(bad.path)}: {plain(bad.reason)}" for bad in problems]),
         *checks.balance(manifest),
         *checks.small(manifest),
+        *checks.enlarged(manifest, blurred, len(close)),
         *checks.odd_files(manifest, looks),
         *(Finding("other", plain(line)) for _, source in loaded for line in source.warnings),
     ]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hai.data.duplicates import close_pairs, look_alike, thumbnail_hashes
 from hai.data.gather import repeats
-from hai.data.looks import Looks
+from hai.data.looks import DETAIL_SIDE, Looks
 from hai.data.manifest import Manifest
 from hai.data.rows import COMPARED
 from hai.data.sources import MANIPULATIONS
@@ -25,6 +25,7 @@ __all__ = [
     "balance",
     "copies",
     "divided",
+    "enlarged",
     "near_copies",
     "near_sets",
     "odd_files",
@@ -74,6 +75,15 @@ def _about(
 
 def _such_as(manifest: Manifest, rows: Sequence[int]) -> str:
     return " and ".join(f"{plain(manifest.path[row])} ({SPLITS[manifest.split[row]]})" for row in rows)
+
+
+def _by_label(manifest: Manifest, rows: Sequence[int]) -> str:
+    """Count images by label, in brackets; "" where images have no labels."""
+    if manifest.labels == COMPARED:
+        return ""
+    counts = np.bincount(manifest.label[list(rows)], minlength=len(manifest.labels)).tolist()
+    named = [f"{count:,} {label}" for label, count in zip(manifest.labels, counts, strict=True) if count]
+    return f" ({', '.join(named)})"
 
 
 def copies(manifest: Manifest) -> list[Finding]:
@@ -248,14 +258,27 @@ def small(manifest: Manifest) -> list[Finding]:
     rows = rows[np.argsort(side[rows], kind="stable")]
     first = int(rows[0])
     size = f"{manifest.width[first]}x{manifest.height[first]}"
-    text = f"{_counted(len(rows), 'image is', 'images are')} smaller than {_SMALLEST} pixels on a side, the smallest "
+    text = f"{_counted(len(rows), 'image is', 'images are')} smaller than {_SMALLEST} pixels on a side"
+    text += f"{_by_label(manifest, rows.tolist())}, the smallest "
     return [_about("tiny", f"{text}{plain(manifest.path[first])} with {size}", manifest, [[int(row)] for row in rows])]
+
+
+def enlarged(manifest: Manifest, rows: list[int], num_seen: int) -> list[Finding]:
+    """Report images whose pixels show no more than far fewer would."""
+    if not rows:
+        return []
+    text = (
+        f"{len(rows):,} of {num_seen:,} images looked at closely show no more than {DETAIL_SIDE} pixels would, "
+        f"enlarged or blurred{_by_label(manifest, rows)}, such as {plain(manifest.path[rows[0]])}"
+    )
+    return [_about("no detail", text, manifest, [[row] for row in rows])]
 
 
 def odd_files(manifest: Manifest, looks: Looks) -> list[Finding]:
     """Count files that a reader may not expect, by what is odd about them."""
     found = []
     for oddity, rows in sorted(looks.oddities.items(), key=lambda item: (-len(item[1]), item[0])):
-        text = f"{_counted(len(rows), 'odd file', 'odd files')} ({oddity}), such as {plain(manifest.path[rows[0]])}"
+        text = f"{_counted(len(rows), 'odd file', 'odd files')}, {oddity}{_by_label(manifest, rows)}"
+        text += f", such as {plain(manifest.path[rows[0]])}"
         found.append(_about("odd files", text, manifest, [[row] for row in rows]))
     return found

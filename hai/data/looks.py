@@ -19,10 +19,16 @@ from hai.data.manifest import Manifest
 from hai.data.separable import Column
 from hai.errors import DataError
 
-__all__ = ["FACTS", "PATCH", "Looks", "look_at"]
+__all__ = ["DETAIL_SIDE", "FACTS", "PATCH", "Looks", "look_at", "without_detail"]
 
 PATCH: Final = 8
 """Height and width of the thumbnail that a classifier sees, pixels."""
+
+DETAIL_SIDE: Final = 64
+"""Pixels of the shorter side that must not be enough to hold all that an image shows."""
+
+_LEAST_DETAIL: Final = 0.045
+"""Share of the contrast that is lost at that size: faces of 48 pixels that were enlarged lose less, sharp ones more."""
 
 FACTS: Final = {
     "file size": ("bytes", "bytes per pixel"),
@@ -109,6 +115,35 @@ def look_at(
         for oddity in [*found.oddities, *([] if known else ["another format than the name says"])]:
             oddities.setdefault(oddity, []).append(row)
     return Looks(rows, _columns(manifest, rows, facts), gray, patch, oddities)
+
+
+def without_detail(manifest: Manifest, rows: NDArray[np.int64], max_megapixels: float) -> list[int]:
+    """Find images that show no more than they would at 64 pixels: enlarged tiny faces, and blurred ones.
+
+    Args:
+        manifest: the examples.
+        rows: those to look at; images that are hardly larger than 64 pixels are left out.
+        max_megapixels: as in decode_image.
+    """
+    larger = [row for row in rows.tolist() if min(manifest.width[row], manifest.height[row]) >= 1.5 * DETAIL_SIDE]
+    lost = np.ones(len(larger))
+
+    def measure(row: int) -> float:
+        try:
+            gray = Image.fromarray(decode_small(manifest.read(row), 224, max_megapixels)).convert("L")
+        except DataError:  # look_at says so
+            return 1.0
+        scale = DETAIL_SIDE / min(gray.size)
+        tiny = gray.resize([max(1, round(side * scale)) for side in gray.size], Image.Resampling.LANCZOS)
+        again = np.asarray(tiny.resize(gray.size, Image.Resampling.BICUBIC), dtype=np.float32)
+        pixels = np.asarray(gray, dtype=np.float32)
+        return float(np.sqrt(np.mean((pixels - again) ** 2)) / max(1.0, pixels.std()))
+
+    def keep(chunk: Sequence[int], results: list[float]) -> None:
+        lost[list(chunk)] = results
+
+    in_threads(measure, larger, keep)
+    return [row for row, share in zip(larger, lost.tolist(), strict=True) if share < _LEAST_DETAIL]
 
 
 def _columns(manifest: Manifest, rows: NDArray[np.int64], facts: list[FileFacts]) -> dict[str, Column]:

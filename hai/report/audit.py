@@ -42,6 +42,10 @@ _LEADS: Final = {
     ),
     "repeated": ("Copies within a split", "They count twice in what is learned and measured."),
     "tiny": ("Smallest images", "Too few pixels for traces of a manipulation, or for a judgement of quality."),
+    "no detail": (
+        "Enlarged or blurred images",
+        "Faces that were tiny before they were cut out, or out of focus: traces of a manipulation are gone.",
+    ),
     "odd files": ("Odd files", "All of them can be read; look whether one class has more of them."),
 }
 

@@ -237,11 +237,25 @@ def test_imbalance_few_groups_tiny_and_odd_files(tmp_path):
     ]
     assert "1 of real" in of_kind(found, "few groups")[0]
     assert of_kind(found, "tiny") == [
-        "1 image is smaller than 64 pixels on a side, the smallest train/real/speck.png with 20x30"
+        "1 image is smaller than 64 pixels on a side (1 real), the smallest train/real/speck.png with 20x30"
     ]
-    assert "1 odd file (another format than the name says), such as train/real/liar.jpg" in found.lines
-    assert "1 odd file (gray), such as train/real/new\\nline.jpg" in found.lines
+    assert "1 odd file, another format than the name says (1 real), such as train/real/liar.jpg" in found.lines
+    assert "1 odd file, gray (1 real), such as train/real/new\\nline.jpg" in found.lines
     assert not any("\n" in line for line in found.lines)
+
+
+def test_faces_that_were_tiny_before_they_were_enlarged(real_data, tmp_path):
+    files = sorted((real_data / "faces" / "real").glob("*.jpg"))[:40]
+    for k, file in enumerate(files):
+        with Image.open(file) as image:
+            size = 40 if k < 20 else 150
+            save(tmp_path / "real" / file.name, image.resize((size, size)).resize((224, 224), Image.Resampling.BICUBIC))
+    (finding,) = [finding for finding in audit(tmp_path).findings if finding.kind == "no detail"]
+    assert {name for (name,) in finding.examples} <= {f"real/{file.name}" for file in files[:20]}
+    assert len(finding.examples) >= 18
+    assert finding.text.startswith(
+        f"{len(finding.examples)} of 40 images looked at closely show no more than 64 pixels"
+    )
 
 
 def test_a_set_without_a_usable_image_is_refused(tmp_path, capsys):
