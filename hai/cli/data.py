@@ -200,5 +200,6 @@ def _tell_audit(audit: Audit) -> None:
         print(f"note: {note}")
     for line in audit.lines:
         print(f"warning: {line}")
-    warned = f"{len(audit.findings)} warnings" if audit.findings else "nothing found"
+    count = len(audit.findings)
+    warned = f"{count} warning{'s' if count > 1 else ''}" if count else "nothing found"
     print(f"audited {audit.num_rows:,} files in {audit.seconds:.1f} s: {warned}")

@@ -89,7 +89,7 @@ def look_at(
     def measure(at: int) -> FileFacts:
         try:
             data = manifest.read(positions[at])
-            small = Image.fromarray(decode_small(data, 2 * SIDE, max_megapixels))
+            small = Image.fromarray(decode_small(data, SIDE + SIDE // 4, max_megapixels))
         except DataError:
             return FileFacts(oddities=["changed or gone since it was checked"])
         gray[at] = np.asarray(small.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
