@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Final
 
 import numpy as np
@@ -151,25 +152,30 @@ def _across(key: NDArray[np.int64], split: NDArray[np.int8]) -> dict[tuple[int, 
 
 
 def near_copies(manifest: Manifest, looks: Looks) -> list[Finding]:
-    """Find images that look alike, though their files differ, in two splits."""
-    hashes = thumbnail_hashes(looks.gray)
-    split = manifest.split[looks.rows]
-    pairs = close_pairs(hashes, DISTANCE, split)
-    pairs = pairs[look_alike(looks.gray, pairs, ALIKE)]
-    content = _contents(manifest)[looks.rows]
-    pairs = pairs[content[pairs[:, 0]] != content[pairs[:, 1]]]
-    stands_for = np.unique(np.stack([hashes, split.astype(np.uint64)]), axis=1, return_inverse=True)[1].reshape(-1)
-    ordered = np.where((split[pairs[:, 0]] > split[pairs[:, 1]])[:, None], pairs[:, ::-1], pairs)
+    """Find images that look alike, mirrored or not, though their files differ, in two splits."""
+    size, split = len(looks.rows), manifest.split[looks.rows].astype(np.int64)
+    both = np.concatenate([looks.gray, looks.gray[:, :, ::-1]])  # each image, then each mirrored
+    sides = np.tile(split, 2)
+    hashes = thumbnail_hashes(both)
+    pairs = close_pairs(hashes, DISTANCE, sides)
+    pairs = np.where((sides[pairs[:, 0]] > sides[pairs[:, 1]])[:, None], pairs[:, ::-1], pairs)
+    pairs = pairs[pairs[:, 0] < size]  # both mirrored is no news
+    pairs = pairs[look_alike(both, pairs, ALIKE)]
+    stands_for = np.unique(np.stack([hashes, sides.astype(np.uint64)]), axis=1, return_inverse=True)[1].reshape(-1)
+    content = _contents(manifest)
     found = []
-    for one in range(len(SPLITS)):
-        for other in range(one + 1, len(SPLITS)):
-            here = ordered[(split[ordered[:, 0]] == one) & (split[ordered[:, 1]] == other)]
-            if not len(here):
-                continue
-            count = int(np.isin(stands_for, stands_for[here[:, 1]]).sum())
-            listed = looks.rows[here[np.unique(here[:, 1], return_index=True)[1]]].tolist()
-            text = _crossing(manifest, one, other, count, "a near-duplicate", listed[0])
-            found.append(_about("near-duplicates", text, manifest, listed, count))
+    for one, other in combinations(range(len(SPLITS)), 2):
+        here = pairs[(sides[pairs[:, 0]] == one) & (sides[pairs[:, 1]] == other)]
+        partner = np.full(int(stands_for.max(initial=0)) + 1, -1)
+        partner[stands_for[here[:, 1]]] = here[:, 0]
+        alike = np.flatnonzero(partner[stands_for] >= 0)
+        alike = alike[~np.isin(content[looks.rows[alike % size]], content[manifest.split == one])]  # told as copies
+        listed = np.stack([partner[stands_for[alike]], alike], axis=1)
+        listed = listed[look_alike(both, listed, ALIKE)] % size
+        listed = looks.rows[listed[np.unique(listed[:, 1], return_index=True)[1]]]
+        if len(listed):
+            text = _crossing(manifest, one, other, len(listed), "a near-duplicate", listed[0].tolist())
+            found.append(_about("near-duplicates", text, manifest, listed.tolist()))
     return found
 
 

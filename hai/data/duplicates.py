@@ -203,7 +203,8 @@ def close_pairs(hashes: NDArray[np.uint64], distance: int, apart: NDArray[Any] |
     if len(order) < 2:
         return np.zeros((0, 2), dtype=np.int64)
     same = (values[1:] == values[:-1]) & (side[order[1:]] == side[order[:-1]])
-    pairs: list[NDArray[Any]] = [np.stack([order[:-1][same], order[1:][same]], axis=1)] if apart is None else []
+    chained = np.stack([order[:-1][same], order[1:][same]], axis=1)
+    pairs: list[NDArray[Any]] = [chained if apart is None else chained[:0]]
     unique, place = values[np.append(True, ~same)], order[np.append(True, ~same)]
     edges = np.linspace(0, 64, distance + 2).astype(np.int64)
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):

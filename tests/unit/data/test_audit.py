@@ -186,12 +186,19 @@ def test_near_duplicates_are_found_across_splits_only(tmp_path):
     save(tmp_path / "small.jpg", drawn(3, 96).resize((64, 64)), quality=60)
     save(tmp_path / "bright.jpg", drawn(4, 96).point(lambda v: min(255, int(v * 1.1))), quality=90)
     save(tmp_path / "cropped.jpg", drawn(15, 96).crop((1, 1, 95, 95)), quality=90)
-    rows += ["small.jpg,fake,,test,", "bright.jpg,real,,test,", "cropped.jpg,fake,,test,"]
+    save(tmp_path / "mirrored.jpg", drawn(5, 96).transpose(Image.Transpose.FLIP_LEFT_RIGHT), quality=90)
+    (tmp_path / "copy.png").write_bytes((tmp_path / "3.png").read_bytes())  # as a copy it hides no near-duplicate
+    rows += ["small.jpg,fake,,test,", "bright.jpg,real,,test,", "cropped.jpg,fake,,test,", "mirrored.jpg,real,,test,"]
+    rows += ["copy.png,fake,,test,"]
     found = audit(table(tmp_path / "labels.csv", *rows))
     (line,) = of_kind(found, "near-duplicates")
-    assert line.startswith("2 of 13 test images have a near-duplicate in train, such as ")
+    assert line.startswith("3 of 15 test images have a near-duplicate in train, such as ")
     (finding,) = [finding for finding in found.findings if finding.kind == "near-duplicates"]
-    assert sorted(map(tuple, finding.examples)) == [("3.png", "small.jpg"), ("4.png", "bright.jpg")]
+    assert sorted(map(tuple, finding.examples)) == [
+        ("3.png", "small.jpg"),
+        ("4.png", "bright.jpg"),
+        ("5.png", "mirrored.jpg"),
+    ]
 
 
 def test_what_training_refuses_is_a_finding(tmp_path):
