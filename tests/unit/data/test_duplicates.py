@@ -10,6 +10,7 @@ def hashes_near_each_other(seed, size=300):
     base = rng.integers(1, 2**63, 40, dtype=np.uint64)[rng.integers(0, 40, size)]
     for _ in range(2):
         base ^= np.uint64(1) << rng.integers(0, 64, size).astype(np.uint64)
+    base[100:200] = base[:100]
     base[:7] = 0
     return base
 
