@@ -15,7 +15,7 @@ from hai.data.comparisons import comparison_units
 from hai.data.content import Progress
 from hai.data.draws import hash_keys, permutation
 from hai.data.gather import Table, divide, divided_groups, is_divided, join_comparisons, join_sources, units_of
-from hai.data.looks import FACTS, PATCH, Looks, look_at, without_detail
+from hai.data.looks import BYTES_PER_PIXEL, FACTS, PATCH, Looks, look_at, without_detail
 from hai.data.manifest import Manifest, Problem
 from hai.data.rows import COMPARED, Rows, raise_faults
 from hai.data.separable import FEWEST, Plan, Separation, features_of, plan_test, separate
@@ -286,6 +286,8 @@ def _measured(plan: Plan, looks: Looks) -> list[tuple[str, Separation]]:
     features = {
         fact: features_of({name: looks.columns[name] for name in names}, plan.rows) for fact, names in FACTS.items()
     }
+    if not features["dimensions"].shape[1]:
+        del features[BYTES_PER_PIXEL]
     features[ALL_FACTS] = np.concatenate(list(features.values()), axis=1)
     features[THUMBNAIL] = looks.patch[plan.rows].reshape(len(plan.rows), -1).astype(np.float32)
     return [(fact, separate(plan, part)) for fact, part in features.items()]

@@ -19,7 +19,7 @@ from hai.data.manifest import Manifest
 from hai.data.separable import Column
 from hai.errors import DataError
 
-__all__ = ["DETAIL_SIDE", "FACTS", "PATCH", "Looks", "look_at", "without_detail"]
+__all__ = ["BYTES_PER_PIXEL", "DETAIL_SIDE", "FACTS", "PATCH", "Looks", "look_at", "without_detail"]
 
 PATCH: Final = 8
 """Height and width of the thumbnail that a classifier sees, pixels."""
@@ -30,8 +30,12 @@ DETAIL_SIDE: Final = 64
 _LEAST_DETAIL: Final = 0.045
 """Share of the contrast that is lost at that size: faces of 48 pixels that were enlarged lose less, sharp ones more."""
 
+BYTES_PER_PIXEL: Final = "bytes per pixel"
+"""Name of a fact that says what the file size says where all images have as many pixels."""
+
 FACTS: Final = {
-    "file size": ("bytes", "bytes per pixel"),
+    "file size": ("bytes",),
+    BYTES_PER_PIXEL: ("bytes per pixel",),
     "dimensions": ("width", "height", "aspect"),
     "format": ("format",),
     "JPEG quantisation tables": ("tables", "quality"),

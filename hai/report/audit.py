@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from hai.checkpoint.records import save_json, save_text
 from hai.data.audit import ALL_FACTS, THUMBNAIL, WARN_FROM, Audit, Separability
 from hai.data.audit_checks import Finding, plain
-from hai.data.looks import FACTS, Looks
+from hai.data.looks import BYTES_PER_PIXEL, Looks
 from hai.data.remote import plain_url
-from hai.data.separable import features_of, separate
 from hai.errors import StorageError
 from hai.provenance import provenance
 from hai.report.blocks import GALLERY_SIZE, markup, metric_row, thumbnail
@@ -33,6 +32,13 @@ _MOST_VALUES: Final = 8
 _MOST_NOTES: Final = 30
 _EXAMPLES: Final = 5
 """Pictures of a class beside its mean: together they fill a row of the page."""
+_UNITS: Final = {
+    "file size": "file size, kB",
+    BYTES_PER_PIXEL: "bytes per pixel",
+    "dimensions": "longer side, pixels",
+}
+"""What stands below the histogram of a fact that is a number."""
+
 _LEADS: Final = {
     "contradiction": ("Contradicting labels", "One picture, several labels: at most one of them can be right."),
     "duplicates": ("Copies across splits", "The same file on both sides: the model has learned the answer."),
@@ -166,8 +172,7 @@ def _shortcut(audit: Audit, test: Separability, number: int) -> Record:
         return shown
     values = _values(audit.looks, test)
     if isinstance(values, np.ndarray):
-        unit = _size_column(audit.looks, test) if test.fact == "file size" else "longer side, pixels"
-        shown["svg"] = markup(_histogram(values, test, unit, number))
+        shown["svg"] = markup(_histogram(values, test, number))
     else:
         shown["table"] = _common(values, test)
     return shown
@@ -186,17 +191,13 @@ def _typical(test: Separability, code: int) -> NDArray[np.int64]:
     return own[order[:_EXAMPLES]]
 
 
-def _size_column(looks: Looks, test: Separability) -> str:
-    """Say whether it is the bytes of a file or those per pixel that tell the classes apart."""
-    columns = {name: features_of({name: looks.columns[name]}, test.plan.rows) for name in FACTS["file size"]}
-    return max(columns, key=lambda name: separate(test.plan, columns[name]).value)
-
-
 def _values(looks: Looks, test: Separability) -> NDArray[np.float64] | list[str]:
     """Return what a fact says of each image of a test, in words or as a number that is worth a histogram."""
     rows, columns = test.plan.rows, looks.columns
     if test.fact == "file size":
-        return np.asarray(columns[_size_column(looks, test)], dtype=np.float64)[rows]
+        return np.asarray(columns["bytes"], dtype=np.float64)[rows] / 1000
+    if test.fact == BYTES_PER_PIXEL:
+        return np.asarray(columns["bytes per pixel"], dtype=np.float64)[rows]
     if test.fact == "dimensions":
         width, height = (np.asarray(columns[name], dtype=np.float64)[rows] for name in ("width", "height"))
         if len(np.unique(np.stack([width, height]), axis=1).T) > 4 * _MOST_VALUES:
@@ -227,7 +228,7 @@ def _common(values: list[str], test: Separability) -> Record:
     return {"classes": [test.classes[code] for code in codes], "rows": rows, "more": max(0, len(common) - _MOST_VALUES)}
 
 
-def _histogram(values: NDArray[np.float64], test: Separability, unit: str, number: int) -> str:
+def _histogram(values: NDArray[np.float64], test: Separability, number: int) -> str:
     codes = np.unique(test.plan.target).tolist()
     low, high = np.quantile(values, [0.0, 0.995])
     edges = np.linspace(low, max(high, low + 1e-9), 41)
@@ -240,7 +241,7 @@ def _histogram(values: NDArray[np.float64], test: Separability, unit: str, numbe
             axis.set_ylabel(f"% of {test.classes[code][-16:]}", parse_math=False)
             axis.grid(visible=False, axis="x")
             axis.set_ylim(bottom=0)
-        axes[-1].set_xlabel(unit)
+        axes[-1].set_xlabel(_UNITS[test.fact])
         return inline_svg(figure, f"fact{number}", f"Distribution of {test.fact}")
 
 

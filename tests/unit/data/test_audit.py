@@ -88,6 +88,8 @@ def test_each_shortcut_is_named(tmp_path, fact, options):
     assert fact in facts(found)
     (test,) = [test for test in found.tests if test.target == "label" and test.fact == fact]
     assert test.separation.low > 0.9
+    measured = {test.fact for test in found.tests}
+    assert ("bytes per pixel" in measured) == (fact == "dimensions")  # else it says what the file size says
     others = {"JPEG quantisation tables", "chroma subsampling", "dimensions", "8x8 thumbnail"} - {fact}
     assert not facts(found) & others or fact == "format"
 
