@@ -8,7 +8,7 @@ and a pair weighs the product of its two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from hai.types import Record
 __all__ = [
     "comparison_metrics",
     "comparison_point_metrics",
+    "concordance",
     "pair_counts",
     "point_metrics",
     "ranker_metrics",
@@ -52,7 +53,7 @@ class _Ranked:
             raise DataError("scores: NaN or Inf; the model has diverged; lower optim.learning_rate and train again")
         order = np.argsort(self.score, kind="stable")
         self._tier, self._place = self.tier[order], _places(self.score[order])
-        self._order = order
+        self.order = order
         self._num_tiers = int(self.tier.max(initial=-1)) + 1
         self._predicted = None if predicted_tier is None else np.asarray(predicted_tier, dtype=np.int64)[order]
         self._human: tuple[Ints, Ints, Ints] | None = None
@@ -87,7 +88,7 @@ class _Ranked:
 
     def metrics(self, weights: Floats) -> dict[str, Floats]:
         """Compute every metric for each row of weights: name -> [R], NaN where it is not defined."""
-        weights = weights[:, self._order]
+        weights = weights[:, self.order]
         correct, total, equal = self.pairs(weights)
         zero = np.zeros(len(weights))
         right, pairs = sum(correct.values(), zero), sum(total.values(), zero)
@@ -214,6 +215,32 @@ def ranker_metrics(
     values = ranked.metrics(np.ones((1, size)))
     parts = [ranked.metrics(weights) for weights in resampled_weights(group, size, bootstrap, seed)]
     return {name: _interval(value[0], [part[name] for part in parts]) for name, value in values.items()}
+
+
+def concordance(score: ArrayLike, tier: ArrayLike, resamples: Iterable[Floats]) -> Record:
+    """Measure how often the better of two images of different tiers has the higher score, equal scores counting half.
+
+    With two tiers this is the area under the ROC curve.
+
+    Args:
+        score: finite [N].
+        tier: codes [N], 0 the best.
+        resamples: weights of the images [R, N], as of `resampled_weights`.
+
+    Returns:
+        `value`, `low`, `high`.
+
+    Source: Harrell et al., Evaluating the yield of medical tests, JAMA 247 (1982).
+    """
+    ranked = _Ranked(score, tier, None, None)
+
+    def share(weights: Floats) -> Floats:
+        correct, total, equal = ranked.pairs(weights[:, ranked.order])
+        zero = np.zeros(len(weights))
+        return _ratio(sum(correct.values(), zero) + equal / 2, sum(total.values(), zero))
+
+    value = share(np.ones((1, len(ranked.score))))[0]
+    return _interval(value, [share(weights) for weights in resamples])
 
 
 def comparison_point_metrics(score: ArrayLike, comparisons: NDArray[Any]) -> dict[str, float | None]:

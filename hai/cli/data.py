@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from hai.config.schema import DataConfig
+    from hai.data.audit import Audit
     from hai.data.manifest import Manifest
 
 __all__ = ["ImageDir", "data_app"]
@@ -119,6 +120,34 @@ def data_split(
     print(f"wrote {output}")
 
 
+@data_app.command("audit")
+def data_audit(
+    data: Data,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where audit.json and report.html go; default: audit/<name of the data>/."),
+    ] = None,
+    image_dir: ImageDir = None,
+    task: DataTask = "auto",
+    tiers: Tiers = "S,A,B,C",
+    score_column: ScoreColumn = None,
+    seed: Annotated[int, typer.Option(min=0, help="Divides images that have no split, as in training.")] = 42,
+    sample: Annotated[int, typer.Option(min=100, help="Most images whose headers and pixels are looked at.")] = 200_000,
+) -> None:
+    """Look for what would make a score meaningless: copies across splits, file facts that tell the label, bad files."""
+    from hai.data.audit import audit_data
+    from hai.progress import progress_bar
+    from hai.report.audit import write_audit
+
+    config = _data_config(data, image_dir, tiers, score_column)
+    kind = _data_task(task, config)
+    with progress_bar("auditing") as progress:
+        audit = audit_data(config, seed, task=kind, most=sample, progress=progress)
+    _tell_audit(audit)
+    for path in write_audit(audit, data, output):
+        print(f"wrote {path}")
+
+
 @data_app.command("pack")
 def data_pack(
     data: Data,
@@ -175,6 +204,12 @@ def _data_task(task: str, config: DataConfig) -> str:
 
 def _tell(manifest: Manifest) -> None:
     """Print a manifest's counts and what is wrong with its files."""
+    _tell_counts(manifest)
+    for line in (*(f"{problem.path}: {problem.reason}" for problem in manifest.problems), *manifest.warnings):
+        print(f"warning: {line}")
+
+
+def _tell_counts(manifest: Manifest) -> None:
     from hai.console import print_table
 
     records = manifest.table()
@@ -182,5 +217,24 @@ def _tell(manifest: Manifest) -> None:
     rows = [[record[column] for column in columns] for record in records]
     totals = [None if column == "groups" else sum(record[column] for record in records) for column in columns[2:]]
     print_table(columns, [*rows, ["all", "", *totals]])
-    for line in (*(f"{problem.path}: {problem.reason}" for problem in manifest.problems), *manifest.warnings):
+
+
+def _tell_audit(audit: Audit) -> None:
+    """Print what an audit counted, measured and found, each finding on a line of its own."""
+    from hai.console import print_table
+
+    _tell_counts(audit.manifest)
+    if audit.tests:
+        print("\nHow well each thing alone tells label and source (AUC with its 95 % interval; 0.5 is guessing):")
+        rows = [
+            [test.target, test.fact, *test.separation[:3], len(test.plan.rows), test.between] for test in audit.tests
+        ]
+        print_table(["of", "by", "AUC", "low", "high", "images", "between"], rows)
+    print()
+    for note in audit.notes:
+        print(f"note: {note}")
+    for line in audit.lines:
         print(f"warning: {line}")
+    count = len(audit.findings)
+    warned = f"{count} warning{'s' if count > 1 else ''}" if count else "nothing found"
+    print(f"audited {audit.num_rows:,} files in {audit.seconds:.1f} s: {warned}")

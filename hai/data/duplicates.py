@@ -20,17 +20,19 @@ from hai.data.images import decode_image
 from hai.errors import DataError
 from hai.paths import cache_folder, locked
 
-__all__ = ["close_pairs", "perceptual_hash", "perceptual_hashes"]
+__all__ = ["SIDE", "close_pairs", "look_alike", "perceptual_hash", "perceptual_hashes", "thumbnail_hashes"]
 
 logger = logging.getLogger(__name__)
 
-_SIDE: Final = 32
+SIDE: Final = 32
+"""Height and width of the gray thumbnails that hashes are made of."""
+
 _LOW: Final = 8
 _FLAT: Final = 1.0  # levels: images with no coefficient above it have no structure to compare
 _ENTRY: Final = np.dtype([("sha256", "V32"), ("hash", "<u8"), ("checksum", "<u4")])
 
-_frequency, _position = np.arange(_LOW)[:, None], np.arange(_SIDE)[None, :]
-_COSINES: Final = np.cos(np.pi * _frequency * (2 * _position + 1) / (2 * _SIDE)) * np.sqrt(2 / _SIDE)
+_frequency, _position = np.arange(_LOW)[:, None], np.arange(SIDE)[None, :]
+_COSINES: Final = np.cos(np.pi * _frequency * (2 * _position + 1) / (2 * SIDE)) * np.sqrt(2 / SIDE)
 
 
 def perceptual_hash(image: NDArray[np.uint8]) -> int:
@@ -45,23 +47,59 @@ def perceptual_hash(image: NDArray[np.uint8]) -> int:
     Source: C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010 (DCT hash).
     """
     gray = _area_mean(_area_mean(image @ np.array([0.299, 0.587, 0.114]), 0), 1)
-    low = np.round(_COSINES @ gray @ _COSINES.T, 3).reshape(-1)
-    if np.abs(low[1:]).max() < _FLAT:
-        return 0
-    bits = low > np.median(low[1:])
-    bits[0] = True  # says only that there is structure
-    return int(np.packbits(bits).view(">u8")[0])
+    return int(_signs(gray[None])[0])
+
+
+def thumbnail_hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Hash gray thumbnails as perceptual_hash hashes images; rounding them to uint8 may turn a bit.
+
+    Args:
+        thumbnails: uint8 [N, 32, 32].
+
+    Returns:
+        [N]; 0 for an image without structure.
+    """
+    parts = [_signs(thumbnails[at : at + 4096].astype(np.float64)) for at in range(0, len(thumbnails), 4096)]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
+
+
+def _signs(gray: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Hash gray thumbnails [N, 32, 32]."""
+    low = np.round(_COSINES @ gray @ _COSINES.T, 3).reshape(len(gray), -1)
+    bits = low > np.median(low[:, 1:], axis=1, keepdims=True)
+    bits[:, 0] = True  # says only that there is structure
+    hashes = np.packbits(bits, axis=1).view(">u8").reshape(-1).astype(np.uint64)
+    hashes[np.abs(low[:, 1:]).max(axis=1) < _FLAT] = 0
+    return hashes
+
+
+def look_alike(thumbnails: NDArray[np.uint8], pairs: NDArray[np.int64], least: float) -> NDArray[np.bool_]:
+    """Tell which pairs of gray thumbnails correlate at least this much, [P]: brightness and contrast do not count.
+
+    Args:
+        thumbnails: uint8 [N, 32, 32].
+        pairs: positions, [P, 2].
+        least: correlation, up to 1.
+    """
+    result = np.zeros(len(pairs), dtype=np.bool_)
+    for at in range(0, len(pairs), 4096):
+        left, right = (thumbnails[pairs[at : at + 4096, side]].reshape(-1, SIDE * SIDE) for side in (0, 1))
+        sides = [part - part.mean(axis=1, keepdims=True, dtype=np.float32) for part in (left, right)]
+        product = np.einsum("pi,pi->p", *sides)
+        norm = np.sqrt(np.einsum("pi,pi->p", sides[0], sides[0]) * np.einsum("pi,pi->p", sides[1], sides[1]))
+        result[at : at + 4096] = product >= least * np.maximum(norm, 1e-6)
+    return result
 
 
 def _area_mean(gray: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """Shrink or stretch one axis to 32 cells, each the mean of what it covers."""
     size = gray.shape[axis]
     total = np.insert(np.cumsum(gray, axis=axis), 0, 0.0, axis=axis)
-    edges = np.linspace(0, size, _SIDE + 1)
+    edges = np.linspace(0, size, SIDE + 1)
     low = np.minimum(edges.astype(np.int64), size - 1)
     rest = np.expand_dims(edges - low, 1 - axis)
     at_edges = np.take(total, low, axis=axis) * (1 - rest) + np.take(total, low + 1, axis=axis) * rest
-    mean: NDArray[np.float64] = np.diff(at_edges, axis=axis) * (_SIDE / size)
+    mean: NDArray[np.float64] = np.diff(at_edges, axis=axis) * (SIDE / size)
     return mean
 
 
@@ -143,22 +181,30 @@ def _remember(fresh: dict[bytes, int]) -> None:
         logger.warning("%s: cannot be written (%s); images are hashed again next time", file, error)
 
 
-def close_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
+def close_pairs(hashes: NDArray[np.uint64], distance: int, apart: NDArray[Any] | None = None) -> NDArray[np.int64]:
     """Find all pairs of hashes that differ in at most some bits, without comparing all with all.
 
     Such two are equal in one of `distance + 1` bands of bits, so only hashes that share a band are compared. Hashes of
     0 stand for nothing and are in no pair.
 
+    Args:
+        hashes: [N].
+        distance: bits.
+        apart: a number for each row; only pairs that differ in it are wanted, [N].
+
     Returns:
-        Positions, [P, 2]; equal hashes are chained, each with the next, instead of all with all.
+        Positions, [P, 2]; equal hashes are chained, each with the next, instead of all with all. With `apart` one row
+        stands for all that are equal in hash and number.
     """
-    order = np.argsort(hashes, kind="stable")
+    side = np.zeros(len(hashes), dtype=np.int64) if apart is None else np.asarray(apart, dtype=np.int64)
+    order = np.lexsort((side, hashes))
     order = order[hashes[order] != 0]
     values = hashes[order]
     if len(order) < 2:
         return np.zeros((0, 2), dtype=np.int64)
-    same = values[1:] == values[:-1]
-    pairs: list[NDArray[Any]] = [np.stack([order[:-1][same], order[1:][same]], axis=1)]
+    same = (values[1:] == values[:-1]) & (side[order[1:]] == side[order[:-1]])
+    chained = np.stack([order[:-1][same], order[1:][same]], axis=1)
+    pairs: list[NDArray[Any]] = [chained if apart is None else chained[:0]]
     unique, place = values[np.append(True, ~same)], order[np.append(True, ~same)]
     edges = np.linspace(0, 64, distance + 2).astype(np.int64)
     for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
@@ -172,7 +218,8 @@ def close_pairs(hashes: NDArray[np.uint64], distance: int) -> NDArray[np.int64]:
             if not len(at):
                 break
             near = at[np.bitwise_count(members[at] ^ members[at + step]) <= distance]
-            pairs.append(np.stack([place[sequence[near]], place[sequence[near + step]]], axis=1))
+            couples = np.stack([place[sequence[near]], place[sequence[near + step]]], axis=1)
+            pairs.append(couples if apart is None else couples[side[couples[:, 0]] != side[couples[:, 1]]])
             step += 1
     found: NDArray[np.int64] = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
     return found

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Table",
     "divide",
+    "divided_groups",
     "hash_words",
     "is_divided",
     "join_comparisons",
@@ -29,6 +30,7 @@ __all__ = [
     "near_leaks",
     "refuse_contradictions",
     "refuse_empty",
+    "repeats",
     "units_of",
 ]
 
@@ -158,8 +160,8 @@ def _content_codes(sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
     return codes
 
 
-def _repeats(key: NDArray[np.int64], column: NDArray[np.int8]) -> list[NDArray[np.int64]]:
-    """Find the keys that occur with more than one value of a column: the rows of each."""
+def repeats(key: NDArray[np.int64], column: NDArray[np.int8]) -> list[NDArray[np.int64]]:
+    """Find the keys that occur with more than one value of a column: the rows of each, in the order of the keys."""
     if not len(key):
         return []
     order = np.argsort(key, kind="stable")
@@ -173,7 +175,7 @@ def _repeats(key: NDArray[np.int64], column: NDArray[np.int8]) -> list[NDArray[n
 def refuse_contradictions(table: Table, labels: tuple[str, ...]) -> None:
     """Refuse contents that have two labels."""
     faults = []
-    for rows in _repeats(table.content, table.label):
+    for rows in repeats(table.content, table.label):
         named = ", ".join(
             f"{table.place[i] or table.source[i]}: {table.path[i]} = {labels[table.label[i]]}" for i in rows[:_NAMED]
         )
@@ -201,27 +203,40 @@ def is_divided(table: Table, data: DataConfig) -> bool:
     return bool(((table.split < 0) & ((_shares(data) > 0).sum(axis=1) > 1)[table.root]).any())
 
 
-def units_of(table: Table, data: DataConfig, near: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Number what must stay in one split, [N]: groups, equal contents, near-duplicates; refuse a group that is in two.
+def _groups(table: Table, data: DataConfig) -> tuple[NDArray[np.int64], list[str]]:
+    """Number the groups of all sources, [N], -1 without one: position in the names, sources alternating."""
+    group, names = codes_of(table.group)
+    grouped = np.array([bool(name) for name in names], dtype=np.bool_)[group] if names else np.zeros(0, dtype=np.bool_)
+    return np.where(grouped, group * len(data.sources) + table.root, -1), names
+
+
+def divided_groups(table: Table, data: DataConfig) -> list[str]:
+    """Name the groups whose rows say that they are in more than one split, a line each."""
+    group, names = _groups(table, data)
+    given = np.flatnonzero((table.split >= 0) & (group >= 0))
+    lines = []
+    for rows in repeats(group[given], table.split[given]):
+        code = int(group[given[rows[0]]])
+        splits = " and ".join(SPLITS[k] for k in np.unique(table.split[given[rows]]))
+        source = data.sources[code % len(data.sources)].name
+        lines.append(f"source {source}: group {names[code // len(data.sources)]!r} is in {splits}")
+    return lines
+
+
+def units_of(
+    table: Table, data: DataConfig, near: NDArray[np.int64] | None = None, *, refuse: bool = True
+) -> NDArray[np.int64]:
+    """Number what must stay in one split, [N]: groups, equal contents, near-duplicates.
 
     Args:
         table: the rows, [N].
         data: the sources.
         near: number of each row's near-duplicates, if they were looked for, [N].
+        refuse: a group that is in two splits is an error.
     """
-    group, names = codes_of(table.group)
-    grouped = np.array([bool(name) for name in names], dtype=np.bool_)[group] if names else np.zeros(0, dtype=np.bool_)
-    group = np.where(grouped, group * len(data.sources) + table.root, -1)
-    given = np.flatnonzero((table.split >= 0) & grouped)
-    seen = np.unique(np.stack([group[given], table.split[given].astype(np.int64)], axis=1), axis=0)
-    twice = np.unique(seen[1:][seen[1:, 0] == seen[:-1, 0], 0]) if len(seen) else np.zeros(0, dtype=np.int64)
-    if len(twice):
-        faults = []
-        for code in twice.tolist():
-            splits = " and ".join(SPLITS[k] for k in seen[seen[:, 0] == code, 1])
-            source = data.sources[code % len(data.sources)].name
-            faults.append(f"source {source}: group {names[code // len(data.sources)]!r} is in {splits}")
+    if refuse and (faults := divided_groups(table, data)):
         raise_faults(faults, "a group must not be divided over splits; mend the split column or leave it empty")
+    group, _ = _groups(table, data)
     keys = [table.content] if near is None else [table.content, near]
     return components(group, *(key * len(data.sources) + table.root for key in keys))
 
@@ -237,22 +252,22 @@ def divide(table: Table, data: DataConfig, seed: int, unit: NDArray[np.int64]) -
 
 def leaks(table: Table) -> list[str]:
     """Say in a line whether contents occur in more than one split."""
-    repeats = _repeats(table.content, table.split)
-    if not repeats:
+    found = repeats(table.content, table.split)
+    if not found:
         return []
-    named = ", ".join(f"{table.path[i]} ({SPLITS[table.split[i]]})" for i in repeats[0][:_NAMED])
-    return [f"{len(repeats)} images are in more than one split, such as {named}; scores there are too good"]
+    named = ", ".join(f"{table.path[i]} ({SPLITS[table.split[i]]})" for i in found[0][:_NAMED])
+    return [f"{len(found)} images are in more than one split, such as {named}; scores there are too good"]
 
 
 def near_leaks(table: Table, near: NDArray[np.int64]) -> list[str]:
     """Say in a line whether near-duplicates, numbered by their `number`, were given different splits."""
     near = near[table.number]
-    repeats = [rows for rows in _repeats(near, table.split) if len(np.unique(table.content[rows])) > 1]
-    if not repeats:
+    found = [rows for rows in repeats(near, table.split) if len(np.unique(table.content[rows])) > 1]
+    if not found:
         return []
-    named = ", ".join(f"{table.path[i]} ({SPLITS[table.split[i]]})" for i in repeats[0][:_NAMED])
+    named = ", ".join(f"{table.path[i]} ({SPLITS[table.split[i]]})" for i in found[0][:_NAMED])
     return [
-        f"{len(repeats)} sets of near-duplicates are in more than one split, such as {named}; scores there are too good"
+        f"{len(found)} sets of near-duplicates are in more than one split, such as {named}; scores there are too good"
     ]
 
 

@@ -19,7 +19,7 @@ from hai.types import Record
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["ReportData", "build_report", "write_report"]
+__all__ = ["ReportData", "build_report", "render_page", "write_report"]
 
 _METRICS = {"detector": detector.METRICS, "ranker": ranking.METRICS}
 _CURVES = {
@@ -78,14 +78,18 @@ def write_report(path: Path, run: ReportData) -> None:
 
 def build_report(run: ReportData) -> str:
     """Write a run as one HTML page without scripts or outside references."""
+    return render_page(f"{run.task}.html", run, {**_training(run), **_results(run)})
+
+
+def render_page(template: str, run: ReportData, parts: Record) -> str:
+    """Fill in a template of this package that extends base.html."""
     context: dict[str, Any] = {
         "run": run,
         "version": hai.__version__,
         "versions": " · ".join(f"{name} {value}" for name, value in run.versions.items()),
-        **_training(run),
-        **_results(run),
+        **parts,
     }
-    return _environment().get_template(f"{run.task}.html").render(context)
+    return _environment().get_template(template).render(context)
 
 
 @cache
