@@ -296,7 +296,7 @@ def preprocess(
         Path | None, typer.Option(metavar="DIR", help="Folder of the official split files; default: the data's own.")
     ] = None,
     detector_model: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Model file of mediapipe, for releases that bring none.")
+        str | None, typer.Option(metavar="FILE", help="The model file that mediapipe needs.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed makes another division.")] = 42,
 ) -> None:

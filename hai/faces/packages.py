@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from hai.errors import ConfigError
 
-__all__ = ["MTCNN_SHA256", "PACKAGES", "Package"]
+__all__ = ["MODEL_RECIPE", "MTCNN_SHA256", "PACKAGES", "Package"]
 
 
 class Package(NamedTuple):
@@ -42,3 +42,9 @@ MTCNN_SHA256: Final = {
     "onet": "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d",
 }
 """The weight files of facenet-pytorch 2.6.0, which were converted from the authors'."""
+
+MODEL_RECIPE: Final = (
+    "mediapipe needs a model file; for one: pip download --no-deps mediapipe==0.10.21, and unzip "
+    "face_detection_short_range.tflite out of that wheel"
+)
+"""How to come by a model that newer releases of mediapipe can use and do not bring."""

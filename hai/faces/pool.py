@@ -57,24 +57,26 @@ def crop_in_processes(
     while (todo or suspects) and not stop():
         source, limit = (suspects, 1) if suspects else (todo, num_workers)
         waiting: dict[Future[Harvest], Job] = {}
-        with _started(limit) as pool:
-            try:
-                while (source or waiting) and not stop():
-                    while source and len(waiting) < (limit if limit == 1 else _AHEAD * limit):
-                        job = source.popleft()
-                        waiting[pool.submit(crop_file, job.path, job.kind, settings)] = job
-                    for future in wait(waiting, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
-                        yield waiting[future], future.result()
-                        del waiting[future]
-                pool.shutdown(wait=True, cancel_futures=True)
-                for future, job in waiting.items():
-                    if not future.cancelled():
-                        yield job, future.result()
-            except BrokenProcessPool:
-                if source is suspects:
-                    yield next(iter(waiting.values())), Harvest(error=CRASHED)
-                else:
-                    suspects.extend(waiting.values())
+        pool = _started(limit)
+        try:
+            while (source or waiting) and not stop():
+                while source and len(waiting) < (limit if limit == 1 else _AHEAD * limit):
+                    job = source.popleft()
+                    waiting[pool.submit(crop_file, job.path, job.kind, settings)] = job
+                for future in wait(waiting, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
+                    yield waiting[future], future.result()
+                    del waiting[future]
+            pool.shutdown(wait=True, cancel_futures=True)
+            for future, job in waiting.items():
+                if not future.cancelled():
+                    yield job, future.result()
+        except BrokenProcessPool:
+            if source is suspects:
+                yield next(iter(waiting.values())), Harvest(error=CRASHED)
+            else:
+                suspects.extend(waiting.values())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _started(num_workers: int) -> ProcessPoolExecutor:

@@ -150,13 +150,13 @@ def _flat(head: dict[str, Any]) -> dict[str, Any]:
 
 
 def _done(request: Request, raw: RawSet, say: Callable[[str], None]) -> dict[str, FileRecord]:
-    """Load the records of files that need not be done again."""
+    """Load the records of files that need not be done again; what could not be used is tried again."""
     records = load_records(request.output / JOURNAL)
     sizes = {_name(raw, file): _size_of(file.path) for file in raw.files}
     done = {
         name: record
         for name, record in records.items()
-        if sizes.get(name, record.size) == record.size and record.is_whole(request.output)
+        if not record.error and sizes.get(name, record.size) == record.size and record.is_whole(request.output)
     }
     if done:
         say(f"going on: {len(done)} files are done")
@@ -320,7 +320,7 @@ def summarise(records: list[FileRecord], detector: str) -> dict[str, Any]:
     """Count files, frames and crops: overall, by split and class, by class and source; name what was unusable."""
     by_split: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        by_split[f"{record.split}/{LABELS[record.label]}"] += Counter(
+        by_split[f"{record.split}/{LABELS[record.label]}"].update(
             files=1, files_with_faces=bool(record.crops), crops=len(record.crops)
         )
     kinds: dict[tuple[int, str], list[FileRecord]] = defaultdict(list)

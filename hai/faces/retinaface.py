@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hai.errors import ConfigError
 from hai.faces.packages import PACKAGES
+from hai.paths import locked
 
 __all__ = ["RetinaFace"]
 
@@ -27,12 +28,14 @@ class RetinaFace:
 
     def __init__(self, min_score: float = _NOTHING) -> None:
         os.environ.setdefault("DEEPFACE_BACKEND_ENGINE", "onnx")
+        os.environ.setdefault("DEEPFACE_LOG_LEVEL", "50")
         try:
             self._package = importlib.import_module("retinaface.RetinaFace")
         except ImportError:
             raise PACKAGES["retinaface"].missing("retinaface") from None
         try:
-            self._model: Any = self._package.build_model()
+            with locked("weights of retinaface"):  # one process of this machine downloads, the others find them
+                self._model: Any = self._package.build_model()
         except Exception as error:  # the package raises what its downloader, the network and its backend raise
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(f"detector = retinaface; its model cannot be had: {reason}") from None

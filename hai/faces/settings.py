@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 from hai.errors import ConfigError, DataError
 from hai.faces.detectors import DETECTORS, DetectorName
+from hai.faces.packages import MODEL_RECIPE
 
 __all__ = ["PREPROCESS", "CropSettings", "as_record", "build_settings", "load_settings"]
 
@@ -80,6 +81,8 @@ def build_settings(**given: Any) -> CropSettings:
         wrong.append(f"--detector-model = {model}; only mediapipe takes one; leave it out")
     if model is not None and not Path(model).is_file():
         wrong.append(f"--detector-model = {model}; there is no such file")
+    if model is None and "mediapipe" in (detector, fallback):
+        wrong.append(f"--detector-model is missing; {MODEL_RECIPE}")
     if wrong:
         raise ConfigError("\n".join(wrong))
     given["min_score"] = DETECTORS[detector]

@@ -163,4 +163,12 @@ def _tell(summary: dict[str, Any], output: Path) -> None:
         print(f"and {len(lines) - _MOST_LINES} more, see {output / PREPROCESS}", file=sys.stderr)
     if not summary["crops"]:
         print("warning: no face was found in any file", file=sys.stderr)
+    for label in ("real", "fake"):
+        crops = {split: counts.get(f"{split}/{label}", {}).get("crops", 0) for split in ("train", "val")}
+        if any(crops.values()) and not all(crops.values()):
+            lacking = next(split for split, count in crops.items() if not count)
+            print(
+                f"warning: no {label} crops in {lacking}; another --seed divides anew in a new --output",
+                file=sys.stderr,
+            )
     print(f"wrote {output}; look at {output / CONTACT_SHEET}")
