@@ -60,3 +60,23 @@ def with_face(image: Image, face: Image, left: int, top: int) -> Image:
     image = image.copy()
     image[top : top + face.shape[0], left : left + face.shape[1]] = face
     return image
+
+
+def save_raw(root: Path) -> Path:
+    """Make raw data: moving faces, a wall without one, an image, and files that are broken; 13 in all, 10 of use."""
+    from PIL import Image as Picture
+
+    face = face_photo()
+
+    def film(left: int, step: int) -> list[Image]:
+        return [with_face(wall(), face, left + step * at, 20) for at in range(8)]
+
+    for number in range(4):
+        save_video(root / f"real/person{number}.mp4", film(10 + 10 * number, 3))
+        save_video(root / f"fake/Deepfakes/swap{number}.mp4", film(100 - 10 * number, 2))
+    save_video(root / "fake/FaceSwap/swap0.mp4", film(60, 4))
+    save_video(root / "fake/FaceSwap/nobody.mp4", [wall()] * 8)
+    Picture.fromarray(with_face(wall(), face, 40, 30)).save(root / "real/사진 1.png")
+    (root / "real/broken.mp4").write_bytes(b"no video at all")
+    (root / "fake/Deepfakes/empty.mp4").touch()
+    return root

@@ -95,7 +95,7 @@ def test_sound_alone_is_no_video(tmp_path):
 
 def test_large_frames_are_refused_from_the_header(tmp_path):
     path = save_video(tmp_path / "a.mp4", numbered(2))
-    with pytest.raises(DataError, match="64x48 pixels a frame; at most 0.001 megapixels"):
+    with pytest.raises(DataError, match=r"64x48 pixels a frame; at most 0\.001 megapixels"):
         list(read_frames(path, 4, max_megapixels=0.001))
 
 

@@ -78,7 +78,7 @@ def test_large_images_are_looked_at_in_a_copy(photo, weights):
 
 
 def test_unknown_weights_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="pnet.pt cannot be read"):
+    with pytest.raises(ConfigError, match=r"pnet\.pt cannot be read"):
         load_weights(tmp_path)
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "pnet.pt")
     with pytest.raises(ConfigError, match="not the known weight file"):
