@@ -2,9 +2,9 @@
 
 Conventions: the class fake is positive; an example is predicted fake if its probability is at least the threshold. A
 metric whose definition divides by zero (precision of a class that was never predicted, any ranking metric with one
-class) is None, not 0; `f1_macro` is the mean over the classes that occur among labels or predictions. Where several
-examples share a group and no group holds both classes, groups are videos: `video_*` judges each by the mean of its
-logits.
+class) is None, not 0; `f1_macro` is the mean over the classes that occur among labels or predictions. `video_*` judges
+each video by the mean of its frames' logits; where videos are not named, groups are videos if some hold several
+examples and none both classes.
 """
 
 from __future__ import annotations
@@ -201,14 +201,16 @@ def video_predictions(
     return _videos(labels, probabilities, _group_ids(group, len(labels)))
 
 
-def _levels(label: Ints, probability: Floats, ids: Ints) -> list[tuple[str, _Ranked, Ints]]:
+def _levels(label: Ints, probability: Floats, ids: Ints, frames_of: Ints) -> list[tuple[str, _Ranked, Ints]]:
     """Return prefix, ranking and group of each ranked unit: for examples, and for videos where there are any."""
     frames = _Ranked(label, probability)
     levels = [("", frames, ids[frames.order])]
-    videos = _videos(label, probability, ids)
+    videos = _videos(label, probability, frames_of)
     if videos is not None:
         ranked = _Ranked(*videos)
-        levels.append(("video_", ranked, ranked.order.astype(np.int64)))
+        group = np.zeros(len(videos[0]), dtype=np.int64)
+        group[frames_of] = ids
+        levels.append(("video_", ranked, group[ranked.order]))
     return levels
 
 
@@ -217,6 +219,7 @@ def point_metrics(
     probability_fake: ArrayLike,
     threshold: float = 0.5,
     group: Sequence[str] | NDArray[Any] | None = None,
+    video: Sequence[str] | NDArray[Any] | None = None,
 ) -> dict[str, float | None]:
     """Compute every metric without intervals.
 
@@ -224,14 +227,17 @@ def point_metrics(
         label: [N], 0 real, 1 fake.
         probability_fake: [N], 0-1.
         threshold: from which an example is predicted fake.
-        group: [N] names of videos; "" stands alone.
+        group: [N] names; "" stands alone.
+        video: [N] names; "" stands alone; None: groups are videos.
 
     Raises:
         DataError: no examples, NaN or other impossible values; says how many.
     """
     labels, probabilities = _checked(label, probability_fake)
     result: dict[str, float | None] = {}
-    for prefix, ranked, ids in _levels(labels, probabilities, _group_ids(group, len(labels))):
+    groups = _group_ids(group, len(labels))
+    frames_of = groups if video is None else _group_ids(video, len(labels))
+    for prefix, ranked, ids in _levels(labels, probabilities, groups, frames_of):
         for name, value in ranked.metrics(np.ones((1, len(ids))), threshold).items():
             result[prefix + name] = None if np.isnan(value[0]) else float(value[0])
     return result
@@ -245,6 +251,7 @@ def detector_metrics(
     *,
     bootstrap: int = 1000,
     seed: int = 0,
+    video: Sequence[str] | NDArray[Any] | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """Compute every metric with its 95 % interval.
 
@@ -258,6 +265,7 @@ def detector_metrics(
         threshold: from which an example is predicted fake.
         bootstrap: number of draws; 0: no intervals (None).
         seed: of the draws.
+        video: [N] names; "" stands alone; None: groups are videos.
 
     Returns:
         Name -> `value`, `low`, `high`; None where undefined.
@@ -270,8 +278,8 @@ def detector_metrics(
     labels, probabilities = _checked(label, probability_fake)
     ids = _group_ids(group, len(labels))
     num_groups = int(ids.max()) + 1
-    levels = _levels(labels, probabilities, ids)
-    values = point_metrics(labels, probabilities, threshold, group)
+    levels = _levels(labels, probabilities, ids, ids if video is None else _group_ids(video, len(labels)))
+    values = point_metrics(labels, probabilities, threshold, group, video)
     draws: dict[str, list[Floats]] = {name: [] for name in values}
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK // len(labels))

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hai.data.archives import is_archive, unpack
+from hai.data.folders import VIDEO_SUFFIXES
 from hai.data.images import IMAGE_SUFFIXES, decode_image, fit_image
 from hai.errors import ConfigError, DataError
 from hai.paths import cache_folder
@@ -29,12 +30,7 @@ from hai.types import LABELS
 if TYPE_CHECKING:
     from hai.trained import Layout, Trained
 
-__all__ = ["VIDEO_SUFFIXES", "check_output", "find_files", "load_picture", "num_threads", "run_prediction"]
-
-VIDEO_SUFFIXES: Final = frozenset(
-    (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
-)
-"""File name endings, lower case, that count as videos in a folder."""
+__all__ = ["check_output", "find_files", "load_picture", "num_threads", "run_prediction"]
 
 _FORMATS: Final = ("full", "dacon", "aifactory")
 _BATCH_SIZE: Final = 32

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.by_source import BOTH_CLASSES, View, family_of, view_of
 from hai.metrics import confusion_matrix, detector_metrics
 from hai.types import LABELS, Arrays, Record
 
@@ -33,6 +34,7 @@ class Scores:
         group: images of one group are not independent; "" = the image stands alone [N].
         source: where it comes from [N].
         read: returns the bytes of the image file of a row.
+        video: frames of one are judged together; "" = the image stands alone; None: groups are videos [N].
     """
 
     path: list[str]
@@ -41,6 +43,7 @@ class Scores:
     group: list[str]
     source: list[str]
     read: Callable[[int], bytes]
+    video: list[str] | None = None
 
     @classmethod
     def of(cls, predictions: Arrays, manifest: Manifest, temperature: float = 1.0) -> Scores:
@@ -62,6 +65,7 @@ class Scores:
             group=[manifest.group[i] for i in rows],
             source=[manifest.source[i] for i in rows],
             read=lambda row: manifest.read(rows[row]),
+            video=None if manifest.video is None else [manifest.video[i] for i in rows],
         )
 
     def __len__(self) -> int:
@@ -83,28 +87,46 @@ def summarise(scores: Scores, threshold: float, seed: int) -> Record:
     Returns:
         `n`, `num_groups`, `num_correct`, `metrics` {name: {value, low, high}} with 95 % intervals over groups,
         `confusion_matrix` (rows: real, fake; columns: called real, called fake), `threshold` and `per_source`, a list
-        of records with `source`, `n`, `num_groups`, `num_correct`, `metrics`, `confusion_matrix`.
+        of records with `source`, `n`, `num_groups`, `num_correct`, `metrics`, `confusion_matrix`. A source of one class
+        has `num_others`: how many examples of the other class in its data set (`name` of `name/part`) its f1_macro,
+        roc_auc, average_precision and equal_error_rate are measured against.
     """
-    whole = _part(scores, np.arange(len(scores)), threshold, seed)
-    sources, names = np.array(scores.source), sorted(set(scores.source))
+    everything = np.arange(len(scores))
+    whole = _part(scores, View(everything, everything), threshold, seed)
+    sources, families = np.array(scores.source), np.array([family_of(name) for name in scores.source])
+    names = sorted(set(scores.source))
     parts = [whole]
     if len(names) > 1:
-        parts = [_part(scores, np.flatnonzero(sources == name), threshold, seed) for name in names]
+        views = [view_of(name, sources, families, scores.label) for name in names]
+        parts = [_part(scores, view, threshold, seed) for view in views]
     per_source = [{"source": name, **part} for name, part in zip(names, parts, strict=True)]
     return {**whole, "labels": list(LABELS), "threshold": threshold, "per_source": per_source}
 
 
-def _part(scores: Scores, rows: NDArray[np.int64], threshold: float, seed: int) -> Record:
-    label, probability = scores.label[rows].astype(np.int64), scores.probability_fake[rows]
-    group = [scores.group[i] for i in rows]
-    confusion = confusion_matrix(label, probability, threshold)
-    return {
-        "n": len(rows),
+def _part(scores: Scores, view: View, threshold: float, seed: int) -> Record:
+    group = [scores.group[i] for i in view.own]
+    confusion = confusion_matrix(scores.label[view.own], scores.probability_fake[view.own], threshold)
+    record = {
+        "n": len(view.own),
         "num_groups": len(set(group) - {""}) + group.count(""),
         "num_correct": int(np.trace(confusion)),
-        "metrics": detector_metrics(label, probability, group, threshold, seed=seed),
+        "metrics": _measured(scores, view.own, threshold, seed),
         "confusion_matrix": confusion.tolist(),
     }
+    if len(view.both) > len(view.own):
+        both = _measured(scores, view.both, threshold, seed)
+        record["num_others"] = len(view.both) - len(view.own)
+        record["metrics"] |= {name: both[name] for name in BOTH_CLASSES}
+    return record
+
+
+def _measured(
+    scores: Scores, rows: NDArray[np.int64], threshold: float, seed: int
+) -> dict[str, dict[str, float | None]]:
+    group = [scores.group[i] for i in rows]
+    video = None if scores.video is None else [scores.video[i] for i in rows]
+    label, probability = scores.label[rows], scores.probability_fake[rows]
+    return detector_metrics(label, probability, group, threshold, seed=seed, video=video)
 
 
 def prediction_tables(scores: Scores, threshold: float) -> dict[str, str]:

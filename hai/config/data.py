@@ -54,8 +54,9 @@ class DataConfig(Section):
     )
     sampling: Literal["proportional", "balanced", "weighted"] = fixed(
         "proportional",
-        "`proportional`: every training example once an epoch. `balanced`: classes equally often and, within a class, "
-        "sources equally often. `weighted`: classes equally often, sources by their `weight`.",
+        "`proportional`: every training example once an epoch. `balanced`: classes equally often, within a class "
+        "sources equally often, within a source its parts, such as manipulations. `weighted`: the same with sources by "
+        "their `weight`.",
     )
     split_ratios: list[float] = fixed(
         [0.8, 0.1, 0.1], "Shares of train, val and test for rows without a split.", min_length=3, max_length=3

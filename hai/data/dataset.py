@@ -62,7 +62,9 @@ class ImageDataset:
         Returns:
             The stratum of each example [N] and the share of each stratum in an epoch [S]. `proportional`: one stratum.
             `balanced` and `weighted`: one for each class and source, classes with equal shares; the sources of a class
-            have equal shares, or shares by weight. Sources `name/part` divide the weight of source `name` equally.
+            have equal shares, or shares by weight. Sources `name/part` divide the share of source `name` equally: if
+            each part counted as much as another source, a source of many manipulations would hold most fakes but not
+            most real images, and where an image comes from would tell its label.
         """
         if self.config.data.sampling == "proportional":
             return np.zeros(len(self), dtype=np.int64), np.ones(1)
@@ -155,9 +157,8 @@ class ImageDataset:
         return {"train": epochs, "val": epochs / train.eval_every_epochs}.get(self.split or "", 1)
 
     def _source_weights(self, sources: list[str]) -> NDArray[np.float64]:
-        if self.config.data.sampling == "balanced":
-            return np.ones(len(sources))
-        configured = {source.name: source.weight for source in self.config.data.sources}
+        balanced = self.config.data.sampling == "balanced"
+        configured = {source.name: 1.0 if balanced else source.weight for source in self.config.data.sources}
         parents = [_parent(source, configured) for source in sources]
         return np.array([configured[parent] / parents.count(parent) for parent in parents])
 

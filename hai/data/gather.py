@@ -44,6 +44,7 @@ class Table:
     file: list[str]
     source: list[str]
     group: list[str]
+    video: list[str]
     error: list[str]
     root: NDArray[np.int64]
     """Position of the source in the config."""
@@ -95,13 +96,13 @@ def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float,
             packed = rows.packed
             content = Content(packed.sha256, packed.width, packed.height, [""] * size)
             offset, length = packed.offset, packed.length
-        several = len(loaded) > 1
         tables.append(
             Table(
                 path=rows.path,
                 file=rows.file,
                 source=rows.source,
-                group=[f"{config.name}/{group}" if group and several else group for group in rows.group],
+                group=_named(rows.group, config.name if len(loaded) > 1 else ""),
+                video=_named(rows.video or rows.group, config.name if len(loaded) > 1 else ""),
                 error=content.error,
                 root=np.full(size, root, dtype=np.int64),
                 content=np.zeros(0, dtype=np.int64),
@@ -128,6 +129,11 @@ def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float,
     joined["content"] = _content_codes(joined["sha256"])
     joined["number"] = np.arange(len(joined["path"]), dtype=np.int64)
     return Table(**joined)
+
+
+def _named(names: list[str], source: str) -> list[str]:
+    """Keep names of several sources apart."""
+    return [f"{source}/{name}" if name and source else name for name in names]
 
 
 def join_comparisons(loaded: list[tuple[SourceConfig, Rows]]) -> NDArray[np.int32]:

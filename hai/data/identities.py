@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,13 +17,14 @@ from hai.data.splits import linked
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
 
-__all__ = ["CELEB_LIST", "Clip", "Official", "identify", "join_identities", "load_official"]
+__all__ = ["Clip", "Kind", "Official", "identify", "join_groups", "join_identities", "load_official"]
 
-CELEB_LIST: Final = "List_of_testing_videos.txt"
-"""File of Celeb-DF that names its test videos."""
-
+_CELEB_LIST: Final = "List_of_testing_videos.txt"
 _NAMED: Final = 5
 """How many of many things a line names."""
+
+
+Kind = Literal["video", "image"]
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Clip:
     """The manipulation or the part of the data set; "" if there is but one."""
     name: str
     """Of the video within its label and source."""
-    kind: str
+    kind: Kind
     frame: str = ""
     """File name of an image within its video; "" for a video."""
     variant: str = ""
@@ -72,11 +73,12 @@ _RULES: Final = (
     _Rule(0, re.compile(r"(\d{5})(?!\d)"), (r"youtube\1",)),
 )
 
-_CONTINUED: Final = frozenset(
-    "331 524 566 605 614 618 639 685 686 755 766 769 787 837 875 883 937 942 954 967 973 982 993".split()
-)
+# fmt: off
+_CONTINUED: Final = (331, 524, 566, 605, 614, 618, 639, 685, 686, 755, 766, 769, 787, 837, 875, 883, 937, 942, 954, 967,
+                     973, 982, 993)
 """Videos of FaceForensics++ that come from the same YouTube video as the one with the next number: its
 `dataset/conversion_dict.json` maps 1000 sequences to 977 videos."""
+# fmt: on
 
 
 def identify(clip: Clip, *, whole: bool) -> bool:
@@ -122,12 +124,12 @@ def load_official(folders: Iterable[Path], *, wanted: bool) -> Official:
     for folder in folders:
         folder = folder.parent if folder.is_file() else folder
         lists = [folder / f"{split}.json" for split in SPLITS if (folder / f"{split}.json").is_file()]
-        if lists or (folder / CELEB_LIST).is_file():
-            return _read_pairs(lists) if lists else _read_celeb(folder / CELEB_LIST)
+        if lists or (folder / _CELEB_LIST).is_file():
+            return _read_pairs(lists) if lists else _read_celeb(folder / _CELEB_LIST)
     if wanted:
         raise DataError(
             f"{folders[0]}: no split files; must be a folder with train.json, val.json and test.json "
-            f"(FaceForensics++) or {CELEB_LIST} (Celeb-DF)"
+            f"(FaceForensics++) or {_CELEB_LIST} (Celeb-DF)"
         )
     return Official({}, {}, [], [])
 
@@ -144,9 +146,9 @@ def _read_pairs(files: list[Path]) -> Official:
             isinstance(pair, list) and all(isinstance(name, str) for name in pair) for pair in pairs
         ):
             raise DataError(f'{file}: must be a list of pairs of names, such as [["071", "054"]]')
-        for name in (name for pair in pairs for name in pair):
-            if splits.setdefault(name, file.stem) != file.stem:
-                problems.append(f"{file}: {shown(name)} is in {splits[name]} as well; it stays there")
+        names = [name for pair in pairs for name in pair]
+        problems += [f"{file}: {shown(n)} is in {splits[n]} as well; it stays there" for n in names if n in splits]
+        splits = dict.fromkeys(names, file.stem) | splits
     return Official(splits, {}, files, problems)
 
 
@@ -216,19 +218,46 @@ def join_identities(clips: list[Clip], official: Official) -> tuple[list[str], l
     splits: dict[str, set[str]] = defaultdict(set)
     for clip, name in zip(clips, component, strict=True):
         splits[name].add(clip.split)
+    if not official.labels:  # what no list names goes with its people; a list of test videos keeps them from the others
+        splits = {name: found - {""} or {""} for name, found in splits.items()}
     cut = {name for name, found in splits.items() if len(found) > 1}
     groups = [
-        f"{name} ({clip.split})" if name in cut and clip.split else name
+        name if name not in cut else _side(name, clip.split, splits[name])
         for clip, name in zip(clips, component, strict=True)
     ]
     if cut:
         named = _few([f"{name} ({', '.join(sorted(splits[name] - {''}))})" for name in sorted(cut)])
         problems.append(
-            f"{len(cut)} of {len(splits)} groups of people lie on both sides of the official split: {named}; "
+            f"{len(cut)} of {len(splits)} groups of people lie on both sides of the given split: {named}; "
             "scores there are too good"
         )
     originals, lines = _originals(clips)
     return groups, originals, problems + lines + _unbalanced(clips, groups)
+
+
+def join_groups(groups: list[str], labels: list[int]) -> list[str]:
+    """Join groups that a known scheme names, such as the folders `071_054` and `071`, by their people; keep the others.
+
+    Args:
+        groups: names of videos; the last part of a path counts.
+        labels: 0 real, 1 fake.
+    """
+    clips: dict[tuple[str, int], Clip] = {}
+    for group, label in dict.fromkeys(zip(groups, labels, strict=True)):
+        clip = Clip(group, label, "", group.rpartition("/")[2], "image")
+        if group and identify(clip, whole=True):
+            clips[group, label] = clip
+    if not any(label for _, label in clips):  # numbers alone name no people
+        return groups
+    joined = dict(zip(clips, _components(list(clips.values())), strict=True))
+    return [joined.get(key, key[0]) for key in zip(groups, labels, strict=True)]
+
+
+def _side(name: str, split: str, splits: set[str]) -> str:
+    """Name the part of a component that lies in one split; what has none goes with the first if it cannot stay out."""
+    first = next(known for known in SPLITS if known in splits)
+    split = split if split in splits else first
+    return f"{name} ({split})" if split else name
 
 
 def _components(clips: list[Clip]) -> list[str]:
@@ -237,8 +266,8 @@ def _components(clips: list[Clip]) -> list[str]:
     position = {person: i for i, person in enumerate(everyone)}
     pairs = {(position[clip.people[0]], position[person]) for clip in clips for person in clip.people}
     if any(clip.label == 1 and re.fullmatch(r"\d{3}_\d{3}", clip.name) for clip in clips):
-        following = {name: f"{int(name) + 1:03d}" for name in _CONTINUED}
-        pairs |= {(position[a], position[b]) for a, b in following.items() if a in position and b in position}
+        both = [(f"{number:03d}", f"{number + 1:03d}") for number in _CONTINUED]
+        pairs |= {(position[a], position[b]) for a, b in both if a in position and b in position}
     codes = linked(len(everyone), np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2))
     first: dict[int, str] = {}
     for person, code in zip(everyone, codes.tolist(), strict=True):
@@ -275,7 +304,7 @@ def _unbalanced(clips: list[Clip], groups: list[str]) -> list[str]:
     if count <= open_groups.total() / 2:
         return []
     return [
-        f"group {name!r} holds {count} of {open_groups.total()} files to be divided, since their people are swapped among "
+        f"group {name!r} holds {count} of {open_groups.total()} files to be divided, its people are swapped among "
         "each other; it stays in one split, so shares will be off"
     ]
 

@@ -14,7 +14,7 @@ import numpy as np
 from hai.data.content import Progress
 from hai.data.manifest import Manifest, build_manifest, save_manifest
 from hai.data.pack import build_pack
-from hai.data.rows import COMPARED
+from hai.data.rows import COMPARED, without_root
 from hai.data.tiers import IMAGES
 from hai.errors import DataError, StorageError
 from hai.types import SPLITS
@@ -39,8 +39,8 @@ def split_data(
 ) -> Manifest:
     """Write a CSV in which every row has a split, whole or not at all; the reader finds the same images through it.
 
-    The columns are `path,label,group,split,source`; a ranker's `image_id,filename,tier,group,split,source` and its
-    column of scores, or `left,right,preference,split`.
+    The columns are `path,label,group,split,source` and `video` where that is known; a ranker's
+    `image_id,filename,tier,group,split,source` and its column of scores, or `left,right,preference,split`.
 
     Raises:
         DataError: an image does not lie below the folder that the CSV's paths have to start from.
@@ -70,16 +70,19 @@ def _table(manifest: Manifest, data: DataConfig, base: Path) -> Iterator[Sequenc
     names = [os.path.relpath(path, base) for path in manifest.file]
     splits = [SPLITS[code] for code in manifest.split]
     labels = [manifest.labels[code] for code in manifest.label]
+    sources = without_root(manifest.source)
     if manifest.labels == COMPARED:
         yield "left", "right", "preference", "split"
         for left, right, preference in manifest.comparisons.tolist():
             yield names[left], names[right], ("tie", "left", "right")[preference], splits[left]
     elif manifest.image_id is None:
-        yield "path", "label", "group", "split", "source"
-        yield from zip(names, labels, manifest.group, splits, manifest.source, strict=True)
+        columns = {"path": names, "label": labels, "group": manifest.group, "split": splits, "source": sources}
+        columns |= {"video": manifest.video} if manifest.video else {}
+        yield tuple(columns)
+        yield from zip(*columns.values(), strict=True)
     else:
         columns = {"image_id": manifest.image_id, "filename": names, "tier": labels, "group": manifest.group}
-        columns |= {"split": splits, "source": manifest.source}
+        columns |= {"split": splits, "source": sources}
         if manifest.score is not None and data.score_column:
             columns[data.score_column] = ["" if np.isnan(score) else repr(score) for score in manifest.score.tolist()]
         yield tuple(columns)

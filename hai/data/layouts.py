@@ -18,11 +18,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hai.data.archives import shown
 from hai.data.folders import VIDEO_SUFFIXES, class_folders, visible, walk
-from hai.data.identities import CELEB_LIST, Clip, identify, join_identities, load_official
+from hai.data.identities import Clip, Kind, identify, join_identities, load_official
 from hai.data.images import IMAGE_SUFFIXES
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
@@ -40,11 +40,13 @@ _BESIDE: Final = frozenset(("masks", "mask", "models", "landmarks"))
 _CELEB: Final = {"celeb-real": 0, "youtube-real": 0, "celeb-synthesis": 1}
 _DFDC_LABELS: Final = {"real": 0, "fake": 1}
 _DFDC_SPLITS: Final = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
+_OFFICIAL: Final = {
+    "faceforensics": "the official train.json, val.json and test.json are",
+    "celeb-df": "the official List_of_testing_videos.txt is",
+}
 _MANY_PARTS: Final = 10
 _MOST_WRAPPERS: Final = 8
 _METADATA: Final = "metadata.json"
-
-Kind = Literal["video", "image"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class RawFile:
     original: str
     """Path, relative to the root, of the real file that it was made from; "" if unknown."""
     kind: Kind
+    video: str = ""
+    """Which images are of one video; "" for a video file and for an image that stands alone."""
 
 
 @dataclass(frozen=True)
@@ -94,28 +98,35 @@ def list_raw(root: Path, *, split_files: Path | None = None, kind: Kind | None =
         raise DataError(f"{root}: {'is not a folder' if root.exists() else 'there is no such folder'}")
     root, layout = _recognised(root)
     clips, problems = layout.list_clips(root)
+    has_videos = any(clip.kind == "video" for clip in clips)
     clips = [clip for clip in clips if kind in (None, clip.kind)]
     if kind is None:
         clips, lines = _without_frames(clips)
         problems += lines
     if not clips:
-        raise DataError(
-            f"{root}: holds no {f'{kind}s' if kind else 'videos or images'} in the folders of {layout.shown}"
-        )
+        wanted = f"{kind}s" if kind else "videos or images"
+        hint = "; videos become face crops with `hai preprocess`" if has_videos else ""
+        raise DataError(f"{root}: holds no {wanted} in the folders of its layout, {layout.shown}{hint}")
     clips.sort(key=lambda clip: clip.path)
     folders = [split_files] if split_files else [root, root / "splits", root / "dataset" / "splits"]
     official = load_official(folders, wanted=split_files is not None)
+    if layout.name in _OFFICIAL and not official.files:
+        problems.append(f"{root}: {_OFFICIAL[layout.name]} not here; files are divided by their people instead")
     groups, originals, lines = join_identities(clips, official)
     files = [
-        RawFile(root / clip.path, clip.label, clip.source, group, clip.split, original, clip.kind)
+        RawFile(root / clip.path, clip.label, clip.source, group, clip.split, original, clip.kind, _video(clip))
         for clip, group, original in zip(clips, groups, originals, strict=True)
     ]
     return RawSet(layout.name, root, files, problems + lines)
 
 
+def _video(clip: Clip) -> str:
+    return "/".join(filter(None, (LABELS[clip.label], clip.source, clip.variant, clip.name))) if clip.frame else ""
+
+
 def is_layout(root: Path) -> bool:
     """Say whether a folder is in the layout of a known data set; `real/` and `fake/` do not count."""
-    return any(layout.fits(root) for layout in _LAYOUTS[:-1])
+    return any(layout.fits(root) for layout in _LAYOUTS if layout.name != "generic")
 
 
 class _Layout(NamedTuple):
@@ -318,7 +329,7 @@ def _read_metadata(table: Path, problems: list[str]) -> dict[str, tuple[int, str
 
 
 def _list_generic(root: Path) -> tuple[list[Clip], list[str]]:
-    """List real/ and fake/: names in a known data set's scheme tell people; of other videos, equal names belong together."""
+    """List real/ and fake/: names of known schemes tell people, other videos of one name belong together."""
     others: Counter[str] = Counter()
     clips: list[Clip] = []
     for split, label, folder in class_folders(root, LABELS):
@@ -350,6 +361,6 @@ _LAYOUTS: Final = (
         _list_faceforensics,
     ),
     _Layout("celeb-df", "Celeb-real/ and Celeb-synthesis/", lambda root: bool(_celeb_folders(root)), _list_celeb),
-    _Layout("dfdc", f"videos beside their {_METADATA}", lambda root: bool(_dfdc_tables(root)), _list_dfdc),
     _Layout("generic", "real/ and fake/", lambda root: any(class_folders(root, LABELS)), _list_generic),
+    _Layout("dfdc", f"videos beside their {_METADATA}", lambda root: bool(_dfdc_tables(root)), _list_dfdc),
 )

@@ -82,6 +82,8 @@ class Manifest:
     """Pixels as a person sees it."""
     height: NDArray[np.int32]
     """Pixels as a person sees it."""
+    video: list[str] | None = None
+    """Which frames are of one video, "" stands alone; None: those of one group."""
     problems: tuple[Problem, ...] = ()
     """Files that are no examples because they cannot be read or decoded."""
     warnings: tuple[str, ...] = ()
@@ -248,6 +250,8 @@ def build_manifest(
     comparisons, notes = keep_comparisons(table, comparisons, num_rows, data)
     refuse_empty(table, require, labels, comparisons)
     columns = {item.name: getattr(table, item.name) for item in fields(Manifest) if hasattr(table, item.name)}
+    if table.video == table.group:
+        columns["video"] = None
     if task == "detector":
         columns["image_id"] = None
     if not any(rows.score for _, rows in loaded):
@@ -326,7 +330,7 @@ def load_manifest(path: str | Path) -> Manifest:
         columns: dict[str, Any] = {name: table[name] for name in table.column_names}
         digests = b"".join(columns["sha256"].to_pylist())
         comparisons = comparisons_of(columns)
-        texts = ("path", "file", "source", "group", "image_id")
+        texts = ("path", "file", "source", "group", "video", "image_id")
         for name, column in columns.items():
             columns[name] = column.to_pylist() if name in texts else column.to_numpy()
         columns["sha256"] = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)

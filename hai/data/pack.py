@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from hai.data.comparisons import comparison_arrays, comparisons_of
 from hai.data.content import Progress, hash_files, stat_files
 from hai.data.remote import copy_file, open_url
-from hai.data.rows import Packed, Rows, source_name
+from hai.data.rows import Packed, Rows, source_name, without_root
 from hai.errors import DataError, StorageError
 from hai.paths import locked
 from hai.types import LABELS, SPLITS
@@ -139,15 +139,15 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    roots = {source.partition("/")[0] for source in manifest.source}
-    sources = [s.partition("/")[2] for s in manifest.source] if len(roots) == 1 else manifest.source
-    ranked: dict[str, Any] = {}
+    optional: dict[str, Any] = {}
+    if manifest.video is not None:
+        optional["video"] = pa.array(manifest.video, pa.string())
     if manifest.image_id is not None:
-        ranked["image_id"] = pa.array(manifest.image_id, pa.string())
+        optional["image_id"] = pa.array(manifest.image_id, pa.string())
     if manifest.score is not None:
-        ranked["score"] = pa.array(manifest.score)
+        optional["score"] = pa.array(manifest.score)
     if len(manifest.comparisons):
-        ranked |= comparison_arrays(manifest.comparisons, len(manifest))
+        optional |= comparison_arrays(manifest.comparisons, len(manifest))
     table = pa.table(
         {
             "path": pa.array(manifest.path, pa.string()),
@@ -158,10 +158,10 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
             "label": pa.array(manifest.label),
             "split": pa.array(manifest.split),
             "group": pa.array(manifest.group, pa.string()),
-            "source": pa.array(sources, pa.string()),
+            "source": pa.array(without_root(manifest.source), pa.string()),
             "width": pa.array(manifest.width),
             "height": pa.array(manifest.height),
-            **ranked,
+            **optional,
         }
     )
     if manifest.labels != LABELS:
@@ -277,6 +277,7 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
         labels = (table.schema.metadata or {}).get(b"labels")
         rows = Rows(
             labels=tuple(json.loads(labels)) if labels else LABELS,
+            video=columns["video"].to_pylist() if "video" in columns else [],
             image_id=columns["image_id"].to_pylist() if "image_id" in columns else [],
             score=columns["score"].to_pylist() if "score" in columns else [],
             comparisons=list(map(tuple, comparisons_of(columns).tolist())),

@@ -16,7 +16,7 @@ from hai.masking import without_secrets
 from hai.paths import cache_folder
 from hai.types import LABELS
 
-__all__ = ["COMPARED", "LABEL_CODES", "Packed", "Rows", "raise_faults", "source_name"]
+__all__ = ["COMPARED", "LABEL_CODES", "Packed", "Rows", "raise_faults", "source_name", "without_root"]
 
 LABEL_CODES: Final = {"real": 0, "fake": 1, "0": 0, "1": 1}
 """What a label column may say, lower case."""
@@ -49,6 +49,8 @@ class Rows:
     """Position in SPLITS; -1: none given."""
     group: list[str] = field(default_factory=list)
     source: list[str] = field(default_factory=list)
+    video: list[str] = field(default_factory=list)
+    """Which frames are of one video; empty: those of one group."""
     stats: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), dtype=np.int64))
     """What stat_files says of the files, [N, 2]."""
     packed: Packed | None = None
@@ -77,6 +79,12 @@ class Rows:
 def source_name(name: str, part: str) -> str:
     """Name a part of a source, such as one manipulation: `name/part`; the source itself if there is no part."""
     return name if part in ("", name) else f"{name}/{part}"
+
+
+def without_root(sources: list[str]) -> list[str]:
+    """Leave out the name that a config gave the one source of all rows: the next config gives its own."""
+    roots = {source.partition("/")[0] for source in sources}
+    return [source.partition("/")[2] for source in sources] if len(roots) == 1 else sources
 
 
 def raise_faults(faults: list[str], hint: str = "") -> NoReturn:

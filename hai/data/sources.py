@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hai.data.archives import ARCHIVE_SUFFIXES, is_archive, shown, unpack
 from hai.data.content import Progress, stat_files
+from hai.data.folders import VIDEO_SUFFIXES, class_folders, label_of, visible, walk
+from hai.data.identities import join_groups
 from hai.data.images import IMAGE_SUFFIXES
+from hai.data.layouts import MANIPULATIONS, is_layout, list_raw
 from hai.data.pack import PACK_FILE, copy_pack, load_pack
 from hai.data.remote import is_remote_file, is_remote_folder, is_url, local_copy, open_url, plain_url
 from hai.data.rows import COMPARED, LABEL_CODES, Rows, source_name
@@ -24,13 +27,10 @@ from hai.types import LABELS, SPLITS
 if TYPE_CHECKING:
     from hai.config.schema import SourceConfig
 
-__all__ = ["DETECTOR", "MANIPULATIONS", "Form", "class_folders", "folder_table", "load_source", "locate_source"]
+__all__ = ["DETECTOR", "Form", "folder_table", "load_source", "locate_source"]
 
-MANIPULATIONS: Final = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection")
-"""Sub-folders of a class that name how its images were made, in any case; they become part of the source's name."""
-
-_COLUMNS: Final = ("path", "label", "group", "split", "source")
-_HEADER: Final = "path,label[,group][,split][,source]"
+_COLUMNS: Final = ("path", "label", "group", "split", "source", "video")
+_HEADER: Final = "path,label[,group][,split][,source][,video]"
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class Form:
 
     def label_of(self, folder: str) -> int | None:
         """Return the label that a folder's name stands for."""
-        names = [name.strip().lower() for name in self.classes]
-        return names.index(folder.strip().lower()) if folder.strip().lower() in names else None
+        return label_of(folder, self.classes)
 
 
 def load_source(
@@ -81,7 +80,10 @@ def load_source(
         return form.read_csv(table, image_dir, config.name, faults, progress)
     if table is not None:
         raise DataError(f"source {config.name}: path = {config.path}; must be {form.shown}")
-    rows = _scan_folder(local, config.name, form, faults)
+    if form.task == DETECTOR.task and is_layout(local):
+        rows = _read_layout(local, config.name)
+    else:
+        rows = _scan_folder(local, config.name, form, faults)
     odd = [i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)]
     faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in odd]
     rows.stats = stat_files(rows.file)
@@ -174,57 +176,53 @@ def _unpacked(archive: Path, progress: Progress | None) -> Path:
         return unpack(archive, to, progress=progress)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(item for item in folder.iterdir() if not item.name.startswith(".") and item.name != "__MACOSX")
-
-
 def _inside(folder: Path, form: Form) -> Path:
     """Step into the lone folder that archives often wrap everything in."""
     while True:
-        items = _visible(folder)
+        items = visible(folder)
         if len(items) != 1 or not items[0].is_dir() or items[0].name.lower() in SPLITS:
             return folder
-        if form.label_of(items[0].name) is not None:
+        if form.label_of(items[0].name) is not None or (form.task == DETECTOR.task and is_layout(folder)):
             return folder
         folder = items[0]
 
 
 def _only_csv(folder: Path, form: Form) -> Path:
     """Find the CSV of an unpacked archive under another name than the usual, if it has one and nothing better."""
-    if any((folder / name).is_file() for name in (*form.tables, PACK_FILE)) or any(class_folders(folder, form)):
+    if any((folder / name).is_file() for name in (*form.tables, PACK_FILE)) or any(class_folders(folder, form.classes)):
         return folder
-    tables = [item for item in _visible(folder) if item.suffix.lower() == ".csv"]
+    if form.task == DETECTOR.task and is_layout(folder):
+        return folder
+    tables = [item for item in visible(folder) if item.suffix.lower() == ".csv"]
     return tables[0] if len(tables) == 1 else folder
 
 
-def class_folders(root: Path, form: Form) -> Iterator[tuple[int, int, Path]]:
-    """Yield (split or -1, label, folder) for each class folder, in any case of letters."""
-    for item in _visible(root):
-        if not item.is_dir():
-            continue
-        label = form.label_of(item.name)
-        if label is not None:
-            yield -1, label, item
-        elif item.name.lower() in SPLITS:
-            for inner in _visible(item):
-                label = form.label_of(inner.name)
-                if inner.is_dir() and label is not None:
-                    yield SPLITS.index(item.name.lower()), label, inner
+def _read_layout(root: Path, name: str) -> Rows:
+    """List frames or crops that lie as one of the known data sets does."""
+    found = list_raw(root, kind="image")
+    rows = Rows()
+    for file in found.files:
+        path = file.path.relative_to(found.root).as_posix()
+        split = SPLITS.index(file.split) if file.split else -1
+        rows.add(path, str(file.path), file.label, split, file.group, source_name(name, file.source))
+        rows.video.append(file.video)
+    rows.warnings = [f"source {name}: {problem}" for problem in found.problems]
+    return rows
 
 
 def _scan_folder(root: Path, name: str, form: Form, faults: list[str]) -> Rows:
     rows = Rows(labels=form.classes)
     others: Counter[str] = Counter()
-    classes = list(class_folders(root, form))
+    classes = list(class_folders(root, form.classes))
     if not classes:
-        found = ", ".join(item.name for item in _visible(root)[:8]) or "nothing"
+        found = ", ".join(item.name for item in visible(root)[:8]) or "nothing"
         wanted = " or ".join(f"{label}/" for label in form.classes)
         raise DataError(f"source {name}: {root} has no {wanted} folder (found: {found}); a source is {form.shown}")
     if form.task == "ranker":
         faults += _strangers(root, form)
     start = len(str(root)) + 1
     for split, label, folder in classes:
-        for current, files in _walk(folder):
+        for current, files in walk(folder):
             parts = current[len(str(folder)) + 1 :].split(os.sep)
             made = next((part for part in parts if part.lower() in form.parts), "")
             group = "/".join(part for part in parts if part and part is not made)
@@ -236,8 +234,18 @@ def _scan_folder(root: Path, name: str, form: Form, faults: list[str]) -> Rows:
                     rows.add(path[start:], path, label, split, group, source)
                 else:
                     others[suffix or "no suffix"] += 1
+    if form.task == DETECTOR.task:
+        joined = join_groups(rows.group, rows.label)
+        if joined != rows.group:
+            rows.video = [
+                f"{LABELS[label]}/{source}/{group}" if group else ""
+                for label, source, group in zip(rows.label, rows.source, rows.group, strict=True)
+            ]
+            rows.group = joined
     if not rows.path:
-        raise DataError(f"source {name}: {root} holds no images; known endings are {', '.join(sorted(IMAGE_SUFFIXES))}")
+        hint = f"known endings are {', '.join(sorted(IMAGE_SUFFIXES))}"
+        hint = "videos become face crops with `hai preprocess`" if VIDEO_SUFFIXES & others.keys() else hint
+        raise DataError(f"source {name}: {root} holds no images; {hint}")
     if others:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         rows.warnings.append(f"source {name}: {others.total()} files are not images and were left out ({kinds})")
@@ -246,27 +254,14 @@ def _scan_folder(root: Path, name: str, form: Form, faults: list[str]) -> Rows:
 
 def _strangers(root: Path, form: Form) -> list[str]:
     """Name the folders beside those of the tiers that hold images but are no tier: none is passed over."""
-    known = [folder for _, _, folder in class_folders(root, form)]
-    beside = {item for parent in {folder.parent for folder in known} for item in _visible(parent) if item.is_dir()}
+    known = [folder for _, _, folder in class_folders(root, form.classes)]
+    beside = {item for parent in {folder.parent for folder in known} for item in visible(parent) if item.is_dir()}
     return [
         f"{item}: tier = {item.name!r}; must be one of {', '.join(form.classes)} (data.tiers)"
         for item in sorted(beside - set(known))
         if not (item.parent == root and item.name.lower() in SPLITS)
-        and any(os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES for _, files in _walk(item) for file in files)
+        and any(os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES for _, files in walk(item) for file in files)
     ]
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder with its files, both in sorted order; links are followed, but no folder is entered twice."""
-    seen: set[str] = set()
-    for current, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(current)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(inner for inner in folders if not inner.startswith(".") and inner != "__MACOSX")
-        yield current, sorted(file for file in files if not file.startswith("."))
 
 
 def _read_labels(table: Path, image_dir: str | None, name: str, faults: list[str], progress: Progress | None) -> Rows:
@@ -291,6 +286,8 @@ def _read_labels(table: Path, image_dir: str | None, name: str, faults: list[str
             continue
         source = source_name(name, row.get("source", ""))
         rows.add(path, "", label, SPLITS.index(split) if split else -1, row.get("group", ""), source)
+        if "video" in row:
+            rows.video.append(row["video"])
         named.append(f"{table}:{line}: path")
     if not named and len(faults) == before:
         raise DataError(f"{table}: there are no rows below the header")

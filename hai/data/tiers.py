@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from hai.data.archives import shown
 from hai.data.content import Progress
+from hai.data.folders import class_folders
+from hai.data.layouts import is_layout
 from hai.data.pack import PACK_FILE, load_pack
 from hai.data.rows import COMPARED, Rows, source_name
-from hai.data.sources import DETECTOR, Form, class_folders, folder_table, locate_source
+from hai.data.sources import DETECTOR, Form, folder_table, locate_source
 from hai.data.tables import ImageFolder, header_of, read_table, settle_files
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
@@ -57,7 +59,8 @@ def task_of(data: DataConfig, progress: Progress | None = None) -> str:
         return "detector" if load_pack(local, source.name, progress).labels == LABELS else "ranker"
     if local.is_dir():
         found = {form.task for form in (DETECTOR, ranked) if folder_table(local, form, source.name)}
-        found = found or {form.task for form in (DETECTOR, ranked) if any(class_folders(local, form))}
+        found = found or {form.task for form in (DETECTOR, ranked) if any(class_folders(local, form.classes))}
+        found = found or ({DETECTOR.task} if is_layout(local) else set())
     else:
         names = set(header_of(local)) if local.suffix.lower() == ".csv" else set()
         columns = {"detector": ({"path", "label"},), "ranker": ({"filename", "tier"}, {"left", "right", "preference"})}

@@ -36,6 +36,10 @@ METRICS: Final[Meanings] = {
 _HEADLINE = "f1_macro"
 _TILES = ("roc_auc", "accuracy", "recall_fake", "recall_real", "equal_error_rate", "expected_calibration_error")
 _SOURCE_METRICS = ("f1_macro", "roc_auc", "accuracy")
+_SOURCE_NOTE = (
+    "A source of one class is ranked against the other class of its data set, so that macro-F1 and ROC-AUC mean "
+    "something; counts and accuracy are its own."
+)
 
 
 def lay_out_detection(summary: Record, scores: Scores | None) -> Record:
@@ -60,6 +64,7 @@ def _results(summary: Record) -> Record:
         "confusion": {"tn": tn, "fp": fp, "fn": fn, "tp": tp, "real": real, "fake": fake},
         "threshold": summary["threshold"],
         "many_sources": len(summary["per_source"]) > 1,
+        "source_note": _SOURCE_NOTE if any("num_others" in row for row in summary["per_source"]) else "",
         "source_titles": ["real", "fake", "mistakes", *(METRICS[name][0] for name in _SOURCE_METRICS)],
         "per_source": [_source_row(row) for row in summary["per_source"]],
     }

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hai.by_source import metrics_by_source
 from hai.config.schema import RunConfig
 from hai.data.dataset import ImageDataset
 from hai.data.manifest import build_manifest
@@ -30,7 +31,8 @@ class DetectorTask:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._loss: DetectorLoss | None = None
-        self._groups: list[str] = []
+        self._videos: list[str] = []
+        self._sources: list[str] = []
 
     def build_datasets(self, *, progress: Progress | None = None) -> Datasets:
         """Read the sources into one manifest and cut it by split; raises DataError."""
@@ -38,7 +40,7 @@ class DetectorTask:
         splits = {
             split: ImageDataset(manifest, self._config, split) for split in SPLITS if len(manifest.indices(split))
         }
-        self._groups = manifest.group
+        self._videos, self._sources = manifest.video or manifest.group, manifest.source
         counts = np.bincount(splits["train"].labels, minlength=len(LABELS))
         self._loss = DetectorLoss(self._config.loss, [int(count) for count in counts])
         notes = (*manifest.warnings, *(f"{problem.path}: {problem.reason}" for problem in manifest.problems))
@@ -94,6 +96,8 @@ class DetectorTask:
         return {"threshold": best_threshold(predictions["label"], predictions["probability_fake"]), "temperature": 1.0}
 
     def metrics(self, predictions: Arrays) -> dict[str, float | None]:
-        """Compute the metrics at the threshold 0.5, also per video where groups are videos."""
-        groups = [self._groups[index] for index in predictions["index"]] if self._groups else None
-        return point_metrics(predictions["label"], predictions["probability_fake"], group=groups)
+        """Compute the metrics at the threshold 0.5, also per video, and `METRIC/SOURCE`."""
+        rows, label, probability = predictions["index"], predictions["label"], predictions["probability_fake"]
+        videos = [self._videos[row] for row in rows] if self._videos else None
+        sources = [self._sources[row] for row in rows] if self._sources else [""] * len(rows)
+        return point_metrics(label, probability, video=videos) | metrics_by_source(label, probability, sources)

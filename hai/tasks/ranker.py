@@ -156,13 +156,19 @@ class RankerTask:
         return fit_scale(score, predictions["label"], len(manifest.labels)).record()
 
     def metrics(self, predictions: Arrays) -> dict[str, float | None]:
-        """Compute the metrics of a split, over all its pairs."""
+        """Compute the metrics of a split over all its pairs; of several sources also `METRIC/SOURCE`, over its own."""
         manifest = self._read(None)
         score = predictions["score"].astype(np.float64)
         if len(manifest.comparisons):
             return comparison_point_metrics(score, comparisons_among(manifest, predictions["index"]))
         human = None if manifest.score is None else manifest.score[predictions["index"]]
-        return point_metrics(score, predictions["label"], human=human)
+        found = point_metrics(score, predictions["label"], human=human)
+        sources = np.array([manifest.source[row] for row in predictions["index"]])
+        names = np.unique(sources).tolist()
+        for name in names if len(names) > 1 else ():
+            own = point_metrics(score[sources == name], predictions["label"][sources == name])
+            found |= {f"{metric}/{name}": own.get(metric) for metric in ("pair_accuracy", "srcc")}
+        return found
 
     def _read(self, progress: Progress | None) -> Manifest:
         """Read the sources once."""

@@ -30,6 +30,7 @@ LAYERS = [
     {"hai.config"},
     {
         "hai.data",
+        "hai.by_source",
         "hai.models",
         "hai.losses",
         "hai.memory",

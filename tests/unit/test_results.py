@@ -14,13 +14,18 @@ def scores_of(label: list[int], probability: list[float], source: list[str]) -> 
 
 def test_predictions_get_names_and_are_ordered_by_source_and_path() -> None:
     manifest = SimpleNamespace(
-        path=["z", "b", "a", "x"], source=["s", "t", "t", "s"], group=["1", "2", "3", "4"], read=lambda i: b"%d" % i
+        path=["z", "b", "a", "x"],
+        source=["s", "t", "t", "s"],
+        group=["1", "2", "3", "4"],
+        video=["v", "w", "", "v"],
+        read=lambda i: b"%d" % i,
     )
     predictions = {"index": np.array([2, 0, 1]), "label": np.array([1, 0, 1]), "logit": np.array([4.0, 0.0, -2.0])}
     scores = Scores.of(predictions, manifest, temperature=2.0)  # type: ignore[arg-type]
     assert scores.path == ["z", "a", "b"]
     assert scores.source == ["s", "t", "t"]
     assert scores.group == ["1", "3", "2"]
+    assert scores.video == ["v", "", "w"]
     assert scores.label.tolist() == [0, 1, 1]
     np.testing.assert_allclose(scores.probability_fake, [0.5, 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(1))])
     assert [scores.read(i) for i in range(3)] == [b"0", b"2", b"1"]
