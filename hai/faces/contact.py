@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hai.data.images import decode_image, fit_image
 from hai.data.video import read_frames
 from hai.errors import DataError
-from hai.faces.journal import FileRecord
+from hai.faces.journal import CropRecord, FileRecord
 from hai.types import LABELS
 
 __all__ = ["CONTACT_SHEET", "draw_contact_sheet"]
@@ -38,14 +38,16 @@ def draw_contact_sheet(records: Sequence[FileRecord], inputs: Path, output: Path
         A JPEG.
     """
     rows: list[tuple[list[str], list[Image.Image]]] = []
-    for record in _choice([record for record in records if record.crops]):
+    found = [record for record in records if record.crops]
+    for record in _choice([record for record in found if record.kind == "video"]):
         crops = [record.crops[at] for at in _spread(len(record.crops), _COLUMNS)]
-        text = [
-            " ".join(filter(None, (LABELS[record.label], record.source, record.split))),
-            record.path,
-            f"{record.num_found} of {record.num_frames} frames",
-        ]
-        rows.append((text, [_tile((output / crop.path).read_bytes()) for crop in crops]))
+        frames = f"{record.num_found} of {record.num_frames} frames"
+        rows.append(([_heading(record), record.path, frames], [_tile(output, crop) for crop in crops]))
+    pictures = _choice([record for record in found if record.kind == "image"])
+    for start in range(0, len(pictures), _COLUMNS):
+        part = pictures[start : start + _COLUMNS]
+        text = list(dict.fromkeys(_heading(record) for record in part))
+        rows.append(([*text, "images such as", part[0].path], [_tile(output, record.crops[0]) for record in part]))
     empty = [record for record in records if not record.crops and not record.error]
     tiles = [tile for record in (empty[at] for at in _spread(len(empty), _COLUMNS)) for tile in _frames(inputs, record)]
     if tiles:
@@ -67,8 +69,12 @@ def _spread(total: int, wanted: int) -> list[int]:
     return [(2 * part + 1) * total // (2 * number) for part in range(number)]
 
 
-def _tile(data: bytes) -> Image.Image:
-    return Image.fromarray(fit_image(decode_image(data), _TILE, "pad"))
+def _heading(record: FileRecord) -> str:
+    return " ".join(filter(None, (LABELS[record.label], record.source, record.split)))
+
+
+def _tile(output: Path, crop: CropRecord) -> Image.Image:
+    return Image.fromarray(fit_image(decode_image((output / crop.path).read_bytes()), _TILE, "pad"))
 
 
 def _frames(inputs: Path, record: FileRecord) -> Iterable[Image.Image]:

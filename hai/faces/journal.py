@@ -40,6 +40,8 @@ class FileRecord:
     label: int
     source: str
     group: str
+    video: str
+    """The video, or the one that an image is a frame of."""
     split: str
     num_frames: int
     num_found: int

@@ -280,6 +280,7 @@ def _keep(request: Request, file: RawFile, name: str, split: str, harvest: Harve
         label=file.label,
         source=file.source,
         group=file.group or name,
+        video=file.video or name,
         split=split,
         num_frames=harvest.num_frames,
         num_found=harvest.num_found,
@@ -302,10 +303,11 @@ def _finish(request: Request, raw: RawSet, done: dict[str, FileRecord], head: di
     records = [done[name] for name in sorted(done)]
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("path", "label", "group", "split", "source"))
+    rows.writerow(("path", "label", "group", "split", "source", "video"))
     for record in records:
         rows.writerows(
-            (crop.path, LABELS[record.label], record.group, record.split, record.source) for crop in record.crops
+            (crop.path, LABELS[record.label], record.group, record.split, record.source, record.video)
+            for crop in record.crops
         )
     save_text(request.output / JOURNAL, as_lines(records))
     save_text(request.output / _LABELS_CSV, table.getvalue())

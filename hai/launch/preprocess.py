@@ -27,6 +27,7 @@ _INTERRUPTED = 3
 _MOST_LINES = 20
 _LOOK_SECONDS = 1.0
 _TRIES = 3
+_AHEAD = 2  # tasks for each CPU of a cluster, so that none waits for the next
 
 
 def run_preprocess(request: Request, *, num_workers: int | None = None) -> int:
@@ -74,11 +75,11 @@ def crop_on_ray(
     A file whose tasks die each time is reported as unusable. When stopped, files in work are finished, others left.
     """
     task = ray.remote(num_cpus=1, max_retries=_TRIES - 1)(_crop_there)
-    limit = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    limit = num_workers or max(1, _AHEAD * int(ray.cluster_resources().get("CPU", 1)))
     todo = iter(jobs)
     waiting: dict[Any, Job] = {}
     while True:
-        while len(waiting) < 2 * limit and not stop():
+        while len(waiting) < limit and not stop():
             job = next(todo, None)
             if job is None:
                 break
@@ -91,7 +92,7 @@ def crop_on_ray(
             try:
                 yield job, ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                raise error.cause from None
+                raise error.cause or error from None
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
                 yield job, Harvest(error=CRASHED)
 

@@ -101,6 +101,20 @@ def test_crops_lie_where_the_table_and_the_folders_say(made):
     assert {row["source"] for row in rows if row["label"] == "fake"} == {"Deepfakes", "FaceSwap"}
 
 
+def test_the_contact_sheet_has_a_row_for_each_video_and_one_for_what_has_no_face(made):
+    sheet = decode_image((made[0] / "contact_sheet.jpg").read_bytes())
+    assert sheet.shape == (11 * 116 + 4, 210 + 8 * 116 + 4, 3)  # 9 videos, the image, the wall
+    tiles = [[sheet[10 + 116 * row : 110 + 116 * row, 216 + 116 * column : 316 + 116 * column] for column in range(8)]
+             for row in range(11)]  # fmt: skip
+    assert [sum(tile.std() > 5 for tile in row) for row in tiles] == [4] * 9 + [1, 1]
+
+
+def test_rows_name_their_video(made):
+    for row in table(made[0]):
+        assert row["video"].startswith(f"{row['label']}/")
+    assert len({row["video"] for row in table(made[0])}) == 10
+
+
 def test_no_video_is_on_both_sides(made):
     splits = {}
     for row in table(made[0]):
