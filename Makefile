@@ -28,6 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@echo "setup 3/3: installing hai and what it needs, some 7 GB with torch: seconds to minutes"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --no-deps facenet-pytorch  # only its weight files are used; its pins would undo torch
 	@touch $@
 	@echo "setup done: .venv/bin/hai is the command"
 

@@ -260,6 +260,69 @@ def rank(
 
 
 @app.command()
+def preprocess(
+    input_: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            metavar="RAW",
+            help="Folder of videos and images: real/ and fake/, FaceForensics++, DFDC or Celeb-DF.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str, typer.Option(metavar="DIR", help="Where the crops go; the same command again goes on.", show_default=False)
+    ],
+    detector: Annotated[Literal["mtcnn", "retinaface", "mediapipe"], typer.Option(help="What finds faces.")] = "mtcnn",
+    fallback_detector: Annotated[
+        Literal["mtcnn", "retinaface", "mediapipe"] | None,
+        typer.Option(help="What is asked where the detector finds no face in a frame."),
+    ] = None,
+    face_margin: Annotated[float, typer.Option(help="Added on each side, as a share of the face's longer side.")] = 0.2,
+    image_size: Annotated[int, typer.Option(help="Height and width of a crop, pixels; 0: as it is.")] = 224,
+    num_workers: Annotated[
+        int | None, typer.Option(min=1, help="Files in work at once; default: one for each core.")
+    ] = None,
+    split_ratio: Annotated[float, typer.Option(help="Share of train in what has no official split.")] = 0.8,
+    frames: Annotated[int, typer.Option(help="Frames of each video, evenly spread.")] = 16,
+    faces: Annotated[
+        Literal["largest", "all"], typer.Option(help="Whom to cut out: who has most to see, or everybody.")
+    ] = "largest",
+    format_: Annotated[
+        Literal["jpg", "png"], typer.Option("--format", help="png loses nothing and takes five times the space.")
+    ] = "jpg",
+    quality: Annotated[int, typer.Option(help="Of JPEG.")] = 95,
+    split_files: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the official split files; default: the data's own.")
+    ] = None,
+    detector_model: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The model file that mediapipe needs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes another division.")] = 42,
+) -> None:
+    """Cut the faces out of videos and images and divide them, so that nobody is in two splits."""
+    from hai.faces.preprocess import Request
+    from hai.faces.settings import build_settings
+
+    settings = build_settings(
+        detector=detector,
+        fallback_detector=fallback_detector,
+        detector_model=detector_model,
+        frames=frames,
+        faces=faces,
+        margin=face_margin,
+        image_size=image_size,
+        format=format_,
+        quality=quality,
+    )
+    request = Request(Path(input_), Path(output), settings, split_ratio, seed, split_files)
+
+    from hai.launch.preprocess import run_preprocess
+
+    raise typer.Exit(run_preprocess(request, num_workers=num_workers))
+
+
+@app.command()
 def runs(
     storage: Annotated[
         str | None, typer.Option(metavar="PATH_OR_URL", help="Where runs are kept; default: HAI_STORAGE, else runs/.")

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hai.errors import DataError
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "decode_image", "decode_small", "fit_image"]
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "decode_image", "decode_small", "fit_image", "resize_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -242,10 +242,10 @@ def fit_image(
     """
     height, width = image.shape[:2]
     if geometry == "resize":
-        return _resized(image, size, size)
+        return resize_image(image, size, size)
     if geometry == "pad":
         scale = size / max(height, width)
-        image = _resized(image, max(1, round(height * scale)), max(1, round(width * scale)))
+        image = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
         height, width = image.shape[:2]
         if height == width == size:
             return image
@@ -255,7 +255,7 @@ def fit_image(
         return square
     shorter = min(height, width)
     if shorter < size:
-        image = _resized(image, max(size, round(height * size / shorter)), max(size, round(width * size / shorter)))
+        image = resize_image(image, max(size, round(height * size / shorter)), max(size, round(width * size / shorter)))
         height, width = image.shape[:2]
     down, right = height - size, width - size
     top, left = (
@@ -264,7 +264,8 @@ def fit_image(
     return image[top : top + size, left : left + size]
 
 
-def _resized(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Scale an image [H, W, 3] within 1 level of Pillow's bilinear filter; one that fits is returned itself."""
     if image.shape[:2] == (height, width):
         return image
     import torch

@@ -1,0 +1,105 @@
+"""What became of each file, a line of JSON each in files.jsonl: what a resumed run need not do again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+__all__ = ["JOURNAL", "CropRecord", "FileRecord", "append_record", "as_lines", "load_records", "save_text"]
+
+JOURNAL: Final = "files.jsonl"
+
+
+@dataclass(frozen=True)
+class CropRecord:
+    """A crop on disk."""
+
+    path: str
+    """Relative to the output."""
+    frame: int
+    face: int
+    box: tuple[float, float, float, float]
+    score: float
+    detector: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """An input file and what was found in it."""
+
+    path: str
+    """Relative to the input."""
+    size: int
+    """Of the file, bytes."""
+    kind: str
+    label: int
+    source: str
+    group: str
+    video: str
+    """The video, or the one that an image is a frame of."""
+    split: str
+    num_frames: int
+    num_found: int
+    error: str
+    crops: list[CropRecord] = field(default_factory=list)
+
+    def is_whole(self, output: Path) -> bool:
+        """Say whether all its crops are on disk as they were written."""
+        return all(_size(output / crop.path) == crop.num_bytes for crop in self.crops)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def append_record(path: Path, record: FileRecord) -> None:
+    """Append a line in one write."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, _line(record))
+    finally:
+        os.close(descriptor)
+
+
+def load_records(path: Path) -> dict[str, FileRecord]:
+    """Read the newest record of each file by its path; a line that a kill tore is passed over and cut off."""
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        content = content[: content.rfind(b"\n") + 1]
+        os.truncate(path, len(content))
+    records = (_record(json.loads(line)) for line in content.decode("utf-8").splitlines())
+    return {record.path: record for record in records}
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def as_lines(records: Iterable[FileRecord]) -> str:
+    """Write records as the journal has them."""
+    return b"".join(_line(record) for record in records).decode("utf-8")
+
+
+def _line(record: FileRecord) -> bytes:
+    return (json.dumps(asdict(record), ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+
+
+def _record(values: dict[str, Any]) -> FileRecord:
+    crops = [CropRecord(**{**crop, "box": tuple(crop["box"])}) for crop in values.pop("crops")]
+    return FileRecord(**values, crops=crops)

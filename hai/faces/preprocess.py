@@ -1,0 +1,360 @@
+"""What `hai preprocess` does: raw videos and images to a folder of face crops that training reads."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import hai
+from hai.data.layouts import RawFile, RawSet, list_raw
+from hai.data.splits import assign_splits, codes_of
+from hai.errors import ConfigError, DataError, StorageError
+from hai.faces.contact import CONTACT_SHEET, draw_contact_sheet
+from hai.faces.crops import Harvest
+from hai.faces.detectors import describe_detector
+from hai.faces.journal import JOURNAL, CropRecord, FileRecord, append_record, as_lines, load_records, save_text
+from hai.faces.pool import Cropper, Job
+from hai.faces.settings import PREPROCESS, CropSettings, as_record
+from hai.paths import locked
+from hai.types import LABELS, SPLITS
+
+__all__ = ["Request", "plan_splits", "run_preprocessing", "summarise"]
+
+_LABELS_CSV: Final = "labels.csv"
+_VERSION: Final = 1
+_MOST_NAME: Final = 60  # letters of a file's own name in those of its crops; three bytes each at worst
+_HEX: Final = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be preprocessed, and where to."""
+
+    input: Path
+    output: Path
+    settings: CropSettings
+    split_ratio: float = 0.8
+    """Share of train in what has no official split; the rest is val."""
+    seed: int = 42
+    split_files: Path | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError with all that is wrong, before anything is read."""
+        wrong = []
+        if not self.input.is_dir():
+            wrong.append(f"--input = {self.input}; there is no such folder")
+        if not 0 <= self.split_ratio <= 1:
+            wrong.append(f"--split-ratio = {self.split_ratio:g}; must be between 0 and 1, the share of train")
+        if self.output.is_file():
+            wrong.append(f"--output = {self.output}; is a file; name a folder")
+        if Path(os.path.abspath(self.output)).is_relative_to(os.path.abspath(self.input)):
+            wrong.append(f"--output = {self.output}; lies in --input, where it would become input; name another folder")
+        if wrong:
+            raise ConfigError("\n".join(wrong))
+
+
+def run_preprocessing(
+    request: Request,
+    cropper: Cropper,
+    *,
+    say: Callable[[str], None],
+    show: Callable[[int, int], None] = lambda done, total: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Cut out the faces of a raw data set; the same call again goes on where it stopped.
+
+    Args:
+        request: what and where to.
+        cropper: cuts, on this machine or on a cluster.
+        say: takes a line for people.
+        show: takes (done, total) files.
+        stop: asked now and then; files in work are finished.
+
+    Returns:
+        The contents of preprocess.json; None if it was stopped before the end.
+
+    Raises:
+        ConfigError: an argument is wrong, or the output was begun with other settings.
+        DataError: the input cannot be used.
+        StorageError: the output cannot be written, or a machine does not see the input.
+    """
+    request.check()
+    raw = list_raw(request.input, split_files=request.split_files)
+    for line in raw.problems:
+        say(f"warning: {line}")
+    try:
+        request.output.mkdir(parents=True, exist_ok=True)
+        with locked(f"preprocess {os.path.abspath(request.output)}"):
+            head = _head(request, raw)
+            done = _done(request, raw, say)
+            splits = plan_splits(request, raw, done)
+            save_text(request.output / PREPROCESS, _json({**head, "status": "running"}))
+            if not _crop_all(request, raw, splits, done, cropper, show, stop):
+                return None
+            return _finish(request, raw, done, head)
+    except OSError as error:
+        raise StorageError(f"--output = {request.output}; cannot be written ({error.strerror or error})") from None
+
+
+# -- what there is already ---------------------------------------------------------------------------------------------
+
+
+def _head(request: Request, raw: RawSet) -> dict[str, Any]:
+    """Describe what is done and how; refuse to go on in a folder that was begun in another way."""
+    settings = request.settings
+    names = [name for name in (settings.detector, settings.fallback_detector) if name]
+    head = {
+        "version": _VERSION,
+        "hai": hai.__version__,
+        "settings": as_record(settings),
+        "detectors": [describe_detector(name, settings.detector_model) for name in names],
+        "split_ratio": request.split_ratio,
+        "seed": request.seed,
+        "input": str(request.input),
+        "layout": raw.layout,
+    }
+    path = request.output / PREPROCESS
+    if not path.exists():
+        if any(request.output.glob("*/*/*.[jp][pn]g")):
+            raise ConfigError(f"--output = {request.output}; holds images that are not ours; name an empty folder")
+        return head
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        old, new = _flat(before), _flat(json.loads(_json(head)))
+    except (ValueError, TypeError, AttributeError):
+        raise DataError(f"{path}: is damaged; remove {request.output} and begin again") from None
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if changed:
+        lines = [f"{key} = {new.get(key)!r}; {request.output} was begun with {old.get(key)!r}" for key in changed]
+        raise ConfigError("\n".join(lines) + "\nname another --output, or repeat the command as it was")
+    return head
+
+
+def _flat(head: dict[str, Any]) -> dict[str, Any]:
+    """Return what must not change between the runs that fill one folder, by name."""
+    detectors = {f"detector {part['name']}": part for part in head["detectors"]}
+    settings = {name: value for name, value in head["settings"].items() if name != "detector_model"}
+    return settings | detectors | {name: head[name] for name in ("version", "split_ratio", "seed")}
+
+
+def _done(request: Request, raw: RawSet, say: Callable[[str], None]) -> dict[str, FileRecord]:
+    """Load the records of files that need not be done again; what could not be used is tried again."""
+    records = load_records(request.output / JOURNAL)
+    sizes = {_name(raw, file): _size_of(file.path) for file in raw.files}
+    done = {
+        name: record
+        for name, record in records.items()
+        if not record.error and sizes.get(name, record.size) == record.size and record.is_whole(request.output)
+    }
+    if done:
+        say(f"going on: {len(done)} files are done")
+    elsewhere = sum(name not in sizes for name in done)
+    if elsewhere:
+        say(f"note: {elsewhere} of them are not in {request.input} now; their crops stay")
+    return done
+
+
+def _name(raw: RawSet, file: RawFile) -> str:
+    return file.path.relative_to(raw.root).as_posix()
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+# -- splits ------------------------------------------------------------------------------------------------------------
+
+
+def plan_splits(request: Request, raw: RawSet, done: dict[str, FileRecord]) -> dict[str, str]:
+    """Give every file a split, groups whole: the official one, that of its group's files done before, or a drawn one.
+
+    The draw is a function of the listing and the seed alone, so a resumed run continues the same division.
+
+    Returns:
+        Split by name relative to the root.
+
+    Raises:
+        DataError: a group would be divided.
+    """
+    names = [_name(raw, file) for file in raw.files]
+    groups = [file.group or name for file, name in zip(raw.files, names, strict=True)]
+    given: dict[str, set[str]] = defaultdict(set)
+    for name, group, file in zip(names, groups, raw.files, strict=True):
+        given[group] |= {split for split in (file.split, done[name].split if name in done else "") if split}
+    for record in done.values():
+        if record.group in given:
+            given[record.group].add(record.split)
+    divided = [
+        f"group {group!r} would be in {' and '.join(sorted(splits))}; nothing of it may be in two splits"
+        for group, splits in sorted(given.items())
+        if len(splits) > 1
+    ]
+    if divided:
+        hint = "mend the split lists" if not done else "the files were divided before; name a new --output"
+        raise DataError("\n".join([*divided[:20], hint]))
+    unit, unit_names = codes_of(groups)
+    source, _ = codes_of([file.source for file in raw.files])
+    keys = np.array(
+        [int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "little", signed=True) for group in unit_names],
+        dtype=np.int64,
+    )
+    drawn = assign_splits(
+        np.array([SPLITS.index(file.split) if file.split else -1 for file in raw.files], dtype=np.int8),
+        np.array([file.label for file in raw.files], dtype=np.int8),
+        source,
+        unit,
+        keys[unit],
+        np.tile([request.split_ratio, 1 - request.split_ratio, 0.0], (len(names), 1)),
+        request.seed,
+    )
+    return {
+        name: next(iter(given[group]), SPLITS[code])
+        for name, group, code in zip(names, groups, drawn.tolist(), strict=True)
+    }
+
+
+# -- crops -------------------------------------------------------------------------------------------------------------
+
+
+def _crop_all(
+    request: Request,
+    raw: RawSet,
+    splits: dict[str, str],
+    done: dict[str, FileRecord],
+    cropper: Cropper,
+    show: Callable[[int, int], None],
+    stop: Callable[[], bool],
+) -> bool:
+    """Do what is not done yet, recording each file in `done` and on disk; returns False if it was stopped."""
+    files = {_name(raw, file): file for file in raw.files}
+    jobs = [Job(name, file.path, file.kind) for name, file in files.items() if name not in done]
+    total, num_done = len(files), len(files) - len(jobs)
+    show(num_done, total)
+    for job, harvest in cropper(jobs, request.settings, stop):
+        if harvest.is_missing and job.path.exists():
+            raise StorageError(
+                f"--input: a machine of the cluster does not see {job.path}; put the data where all machines see them "
+                "under one path, or run without RAY_ADDRESS"
+            )
+        record = _keep(request, files[job.name], job.name, splits[job.name], harvest)
+        append_record(request.output / JOURNAL, record)
+        done[job.name] = record
+        num_done += 1
+        show(num_done, total)
+    return num_done == total
+
+
+def _keep(request: Request, file: RawFile, name: str, split: str, harvest: Harvest) -> FileRecord:
+    """Write the crops of a file; returns its record."""
+    folder = f"{split}/{LABELS[file.label]}"
+    crops = []
+    if harvest.crops:
+        (request.output / folder).mkdir(parents=True, exist_ok=True)
+    for crop in harvest.crops:
+        place = f"-{crop.frame:05d}" if file.kind == "video" else ""
+        person = f"-{crop.face}" if request.settings.faces == "all" else ""
+        path = f"{folder}/{_stem(name, file.source)}{place}{person}.{request.settings.format}"
+        (request.output / path).write_bytes(crop.data)
+        box = (round(crop.box[0], 2), round(crop.box[1], 2), round(crop.box[2], 2), round(crop.box[3], 2))
+        score = round(crop.score, 4)
+        crops.append(CropRecord(path, crop.frame, crop.face, box, score, crop.detector, len(crop.data)))
+    return FileRecord(
+        path=name,
+        size=_size_of(file.path),
+        kind=file.kind,
+        label=file.label,
+        source=file.source,
+        group=file.group or name,
+        video=file.video or name,
+        split=split,
+        num_frames=harvest.num_frames,
+        num_found=harvest.num_found,
+        error=harvest.error,
+        crops=crops,
+    )
+
+
+def _stem(name: str, source: str) -> str:
+    """Name a file's crops: readable, and different for every file whatever its folder."""
+    stem = unicodedata.normalize("NFC", "-".join(filter(None, (source, Path(name).stem))))
+    readable = re.sub(r"[^\w.-]+", "_", stem)[:_MOST_NAME].strip("._-") or "file"
+    return f"{readable}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:_HEX]}"
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def _finish(request: Request, raw: RawSet, done: dict[str, FileRecord], head: dict[str, Any]) -> dict[str, Any]:
+    records = [done[name] for name in sorted(done)]
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("path", "label", "group", "split", "source", "video"))
+    for record in records:
+        rows.writerows(
+            (crop.path, LABELS[record.label], record.group, record.split, record.source, record.video)
+            for crop in record.crops
+        )
+    save_text(request.output / JOURNAL, as_lines(records))
+    save_text(request.output / _LABELS_CSV, table.getvalue())
+    sheet = request.output / CONTACT_SHEET
+    sheet.write_bytes(draw_contact_sheet(records, raw.root, request.output))
+    result = {**head, "status": "finished", "summary": summarise(records, request.settings.detector)}
+    save_text(request.output / PREPROCESS, _json(result))
+    return result
+
+
+def summarise(records: list[FileRecord], detector: str) -> dict[str, Any]:
+    """Count files, frames and crops: overall, by split and class, by class and source; name what was unusable."""
+    by_split: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        by_split[f"{record.split}/{LABELS[record.label]}"].update(
+            files=1, files_with_faces=bool(record.crops), crops=len(record.crops)
+        )
+    kinds: dict[tuple[int, str], list[FileRecord]] = defaultdict(list)
+    for record in records:
+        kinds[record.label, record.source].append(record)
+    return {
+        **_counts(records, detector),
+        "by_split": {key: dict(by_split[key]) for key in sorted(by_split)},
+        "by_source": [
+            {"label": LABELS[label], "source": source, **_counts(part, detector)}
+            for (label, source), part in sorted(kinds.items())
+        ],
+        "unusable": {record.path: record.error for record in records if record.error},
+        "without_face": [record.path for record in records if not record.error and not record.crops],
+    }
+
+
+def _counts(records: list[FileRecord], detector: str) -> dict[str, Any]:
+    frames, found = sum(record.num_frames for record in records), sum(record.num_found for record in records)
+    return {
+        "files": len(records),
+        "videos": sum(record.kind == "video" for record in records),
+        "images": sum(record.kind == "image" for record in records),
+        "files_unusable": sum(bool(record.error) for record in records),
+        "files_with_faces": sum(bool(record.crops) for record in records),
+        "frames": frames,
+        "frames_with_faces": found,
+        "face_rate": round(found / frames, 4) if frames else None,
+        "crops": sum(len(record.crops) for record in records),
+        "by_fallback": sum(crop.detector != detector for record in records for crop in record.crops),
+    }
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"

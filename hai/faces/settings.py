@@ -1,0 +1,119 @@
+"""What decides how faces are cut out: kept in preprocess.json, followed again by prediction."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from hai.errors import ConfigError, DataError
+from hai.faces.detectors import DETECTORS, DetectorName
+from hai.faces.packages import MODEL_RECIPE
+
+__all__ = ["PREPROCESS", "CropSettings", "as_record", "build_settings", "load_settings"]
+
+PREPROCESS: Final = "preprocess.json"
+"""Name of the file beside the crops that tells how they were made."""
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """How faces are found, chosen and cut out. Equal settings and equal files give equal crops."""
+
+    detector: DetectorName = "mtcnn"
+    fallback_detector: DetectorName | None = None
+    """Asked where the detector finds no face in a frame."""
+    detector_model: str | None = None
+    """Model file of mediapipe."""
+    frames: int = 16
+    """Of each video, spread evenly."""
+    faces: Literal["largest", "all"] = "largest"
+    """Of a video: the person with most to see, or everybody."""
+    margin: float = 0.2
+    """On each side, as a share of the face's longer side."""
+    image_size: int = 224
+    """Height and width of a crop, pixels; 0 keeps the pixels as they are."""
+    format: Literal["jpg", "png"] = "jpg"
+    quality: int = 95
+    """Of JPEG, without chroma subsampling."""
+    detect_size: int = 640
+    """Longer side of the copy that the detector looks at, pixels."""
+    min_face: int = 32
+    """Height of the smallest face in that copy, pixels."""
+    min_score: float = DETECTORS["mtcnn"]
+    """What counts as a face for the detector."""
+    fallback_min_score: float | None = None
+    """The same for the fallback."""
+    min_sightings: int = 2
+    """Frames of a video that a person must be seen in; one is enough where fewer than 4 frames could be read."""
+    max_megapixels: float = 40.0
+    """Larger images and frames are refused."""
+
+
+def build_settings(**given: Any) -> CropSettings:
+    """Check what the command line says and fill in the rest.
+
+    Raises:
+        ConfigError: all that is wrong, a line each.
+    """
+    detector, fallback = given.get("detector", "mtcnn"), given.get("fallback_detector")
+    wrong = [
+        f"--{option} = {value}; must be one of {', '.join(DETECTORS)}"
+        for option, value in (("detector", detector), ("fallback-detector", fallback))
+        if value is not None and value not in DETECTORS
+    ]
+    if fallback is not None and fallback == detector:
+        wrong.append(f"--fallback-detector = {fallback}; must be another one than --detector, or be left out")
+    limits: dict[str, tuple[str, float, float]] = {
+        "frames": ("--frames", 1, 10_000),
+        "margin": ("--face-margin", 0, 2),
+        "quality": ("--quality", 1, 100),
+    }
+    for name, (option, low, high) in limits.items():
+        if name in given and not low <= given[name] <= high:
+            wrong.append(f"{option} = {given[name]}; must be between {low:g} and {high:g}")
+    size = given.get("image_size", 224)
+    if size != 0 and not 32 <= size <= 2048:
+        wrong.append(f"--image-size = {size}; must be between 32 and 2048, or 0 to keep the pixels as they are")
+    model = given.get("detector_model")
+    if model is not None and "mediapipe" not in (detector, fallback):
+        wrong.append(f"--detector-model = {model}; only mediapipe takes one; leave it out")
+    if model is not None and not Path(model).is_file():
+        wrong.append(f"--detector-model = {model}; there is no such file")
+    if model is None and "mediapipe" in (detector, fallback):
+        wrong.append(f"--detector-model is missing; {MODEL_RECIPE}")
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    given["min_score"] = DETECTORS[detector]
+    given["fallback_min_score"] = DETECTORS[fallback] if fallback else None
+    return CropSettings(**given)
+
+
+def _settings_from(record: dict[str, Any], where: str) -> CropSettings:
+    """Read the settings out of the contents of a preprocess.json; raises DataError."""
+    values = record.get("settings")
+    names = {field.name for field in fields(CropSettings)}
+    if not isinstance(values, dict) or set(values) != names:
+        raise DataError(f"{where}: settings are not those of this version; run hai preprocess again")
+    return CropSettings(**values)
+
+
+def load_settings(path: Path) -> CropSettings:
+    """Read the settings that a preprocess.json records.
+
+    Raises:
+        DataError: it cannot be read or is of another kind.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); run hai preprocess again") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: is not a preprocess.json; run hai preprocess again")
+    return _settings_from(record, str(path))
+
+
+def as_record(settings: CropSettings) -> dict[str, Any]:
+    """Write settings as JSON."""
+    return asdict(settings)
