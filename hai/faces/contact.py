@@ -113,7 +113,7 @@ def _folded(
     """Break lines that are too long for the margin; no more of them than a row is high."""
     lines: list[str] = []
     for line in text:
-        rest = line
+        rest = " ".join(line.encode("utf-8", "replace").decode("utf-8").split())
         while rest:
             end = len(rest)
             while end > 1 and draw.textlength(rest[:end], font) > _TEXT - 3 * _GAP:

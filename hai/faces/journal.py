@@ -82,10 +82,10 @@ def load_records(path: Path) -> dict[str, FileRecord]:
 
 
 def save_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all; what is no Unicode in file names is escaped."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -210,7 +210,7 @@ def plan_splits(request: Request, raw: RawSet, done: dict[str, FileRecord]) -> d
     unit, unit_names = codes_of(groups)
     source, _ = codes_of([file.source for file in raw.files])
     keys = np.array(
-        [int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "little", signed=True) for group in unit_names],
+        [int.from_bytes(_sha256(group)[:8], "little", signed=True) for group in unit_names],
         dtype=np.int64,
     )
     drawn = assign_splits(
@@ -354,6 +354,10 @@ def _counts(records: list[FileRecord], detector: str) -> dict[str, Any]:
         "crops": sum(len(record.crops) for record in records),
         "by_fallback": sum(crop.detector != detector for record in records for crop in record.crops),
     }
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 def _json(record: dict[str, Any]) -> str:

@@ -44,9 +44,9 @@ def run_preprocess(request: Request, *, num_workers: int | None = None) -> int:
         HaiError: the user can mend it.
     """
     with ExitStack() as stack:
-        stop = stack.enter_context(_stopped_by_signals())
         request.check()
         cropper = _cropper(num_workers, stack)
+        stop = stack.enter_context(_stopped_by_signals())  # behind Ray, which takes SIGTERM for itself when it connects
         show = stack.enter_context(progress_bar("cutting out faces", "files"))
         result = run_preprocessing(request, cropper, say=_say, show=show, stop=stop)
     if result is None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -306,6 +307,21 @@ def test_a_machine_without_the_data_ends_the_work(raw, tmp_path):
 def test_wrong_settings_are_named(given, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         build_settings(**given)
+
+
+def test_odd_names_are_written_and_come_back(raw, tmp_path):
+    data, output = tmp_path / "raw", tmp_path / "crops"
+    (data / "real").mkdir(parents=True)
+    for name in (b"\xff\xfe.mp4", b'a,b "c"\n.mp4', ("긴" * 60 + ".mp4").encode()):
+        shutil.copy(raw / "real/person0.mp4", os.fsencode(data / "real") + b"/" + name)
+    result, _ = run(data, output)
+    assert result["summary"]["crops"] == 12
+    rows = table(output)
+    assert len({row["video"] for row in rows}) == 3
+    assert all((output / row["path"]).is_file() for row in rows)
+    before = contents(output)
+    assert "going on: 3 files are done" in run(data, output)[1]
+    assert contents(output) == before
 
 
 def test_wrong_folders_are_named(tmp_path):
