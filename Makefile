@@ -10,6 +10,14 @@ export UV_PYTHON_DOWNLOADS := never
 unexport RAY_ADDRESS
 test test-all: export RAY_AUTH_MODE := disabled
 
+# What starts Ray mostly waits, so it runs beside the rest; its output comes last.
+define halves
+	@log=$$(mktemp); trap 'kill $$ray 2>/dev/null; rm -f "$$log"' EXIT INT TERM; \
+	$(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and ray" > "$$log" 2>&1 & ray=$$!; \
+	$(BIN)/python -m pytest -m "($(1)) and not ray"; rest=$$?; \
+	wait $$ray; code=$$?; cat "$$log"; exit $$((rest || code))
+endef
+
 .PHONY: setup demo test test-all lint type docs clean help
 
 help:
@@ -40,10 +48,10 @@ demo: setup
 	@$(BIN)/hai evaluate --checkpoint demo/runs/demo --data demo/data
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(call halves,not slow)
 
 test-all: setup
-	$(BIN)/python -m pytest
+	$(call halves,slow or not slow)
 
 lint: setup
 	$(BIN)/ruff check .
