@@ -1,4 +1,4 @@
-"""What verbs print: tables for people on a terminal and whole lines in a pipe, and single values as people read them."""
+"""What verbs print: tables for people on a terminal and whole lines in a pipe, and values as people read them."""
 
 from __future__ import annotations
 
