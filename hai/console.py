@@ -1,4 +1,4 @@
-"""What verbs print: tables that are for people on a terminal and whole lines in a pipe."""
+"""What verbs print: tables for people on a terminal and whole lines in a pipe, and values as people read them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["print_table", "shown", "shown_bytes"]
+__all__ = ["plain", "print_table", "shown", "shown_bytes"]
+
+
+def plain(text: str) -> str:
+    """Write a file's name so that it stays within its line."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.console import plain
 from hai.data import audit_checks as checks
-from hai.data.audit_checks import Finding, plain
+from hai.data.audit_checks import Finding
 from hai.data.comparisons import comparison_units
 from hai.data.content import Progress
 from hai.data.draws import hash_keys, permutation
@@ -146,7 +147,7 @@ def audit_data(
         data: the sources; their `splits` are not looked at.
         seed: of the division of rows without a split, as in training, and of samples.
         task: detector or ranker.
-        most: images whose headers and pixels are looked at; of more, whole groups drawn at random.
+        most: images whose headers and pixels are looked at; of more, groups drawn at random, of large ones a part.
         progress: called with (done, total) while something takes long.
 
     Raises:
@@ -173,7 +174,7 @@ def audit_data(
     manifest = _manifest(table, labels, problems)
     rows = _looked_at(unit, most, seed)
     looks = look_at(manifest, rows, data.max_megapixels, progress)
-    notes = _notes(table, len(rows), data, seed)
+    notes = _notes(table, len(rows), most, data, seed)
     undivided = is_divided(table, data)
     if task == "ranker" and undivided and data.near_duplicate_distance is not None:
         unit = components(unit, linked(len(unit), rows[checks.near_sets(looks)]))
@@ -222,22 +223,30 @@ def _manifest(table: Table, labels: tuple[str, ...], problems: tuple[Problem, ..
 
 
 def _looked_at(unit: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """Choose whole units at random until there are enough images, all if they are few."""
+    """Choose images at random, all if they are few: whole units, but of large ones a part, so that none fills the rest.
+
+    Each image is as likely as any other. The last unit drawn is cut where there are enough.
+    """
     if len(unit) <= most:
         return np.arange(len(unit))
     size = np.bincount(unit)
-    order = np.argsort(hash_keys(seed, _LOOK_DRAW, np.arange(len(size))), kind="stable")
-    chosen = np.zeros(len(size), dtype=np.bool_)
-    chosen[order[np.cumsum(size[order]) <= most]] = True
-    return np.flatnonzero(chosen[unit])
+    own = hash_keys(seed, _LOOK_DRAW, 1, np.arange(len(unit)))
+    shared = hash_keys(seed, _LOOK_DRAW, 0, np.arange(len(size)))[unit]
+    place = np.where(size[unit] > _large(most), own, shared)
+    return np.sort(np.lexsort((own, place))[:most])
 
 
-def _notes(table: Table, looked: int, data: DataConfig, seed: int) -> list[str]:
+def _large(most: int) -> int:
+    """Return how many images a unit may have to be taken whole."""
+    return max(most // 100, 16)
+
+
+def _notes(table: Table, looked: int, most: int, data: DataConfig, seed: int) -> list[str]:
     notes = []
     if looked < len(table.path):
         notes.append(
-            f"headers and pixels of {looked:,} of {len(table.path):,} images were looked at, whole groups drawn at "
-            "random; equal files, groups and counts are of all"
+            f"headers and pixels of {looked:,} of {len(table.path):,} images were looked at, groups drawn at "
+            f"random and of groups of more than {_large(most):,} a part; equal files, groups and counts are of all"
         )
     undivided = int((table.split < 0).sum())
     if undivided:

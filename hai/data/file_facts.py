@@ -23,6 +23,8 @@ _TEXTS: Final = (0x010F, 0x0110, 0x0131)
 """EXIF tags that name what made a file: make, model, software."""
 _ORIENTATION: Final = 0x0112
 _MOST_ENTRIES: Final = 200
+_MOST_NAMED: Final = 32
+"""Blocks of metadata that are named; a file may hold any number of them."""
 _STANDARD_LUMINANCE: Final = 3688
 """Sum of the luminance table of ITU-T T.81, annex K, which encoders scale by the quality."""
 _STANDARD_HUFFMAN: Final = 416
@@ -51,7 +53,7 @@ class FileFacts:
     exif: str = "none"
     """What made the file, in its own words; "none" without EXIF."""
     metadata: str = ""
-    """Names of the blocks of metadata other than EXIF, in their order."""
+    """Names of the blocks of metadata other than EXIF, in their order, up to 32."""
     oddities: list[str] = field(default_factory=list)
     """What a reader may not expect, such as several pictures."""
 
@@ -101,8 +103,8 @@ def _read_jpeg(data: bytes, facts: FileFacts) -> None:
         at += 2 + max(length, 2)
     if huffman == _STANDARD_HUFFMAN:
         coding[0] = "standard Huffman tables"
-    facts.coding = ", ".join(coding)
-    facts.metadata = " ".join(blocks)
+    facts.coding = ", ".join(dict.fromkeys(coding))
+    facts.metadata = _named(blocks)
     whole = b"".join(tables)
     facts.tables = f"{zlib.crc32(whole):08x}" if whole else "none"
     facts.quality = _quality(whole)
@@ -119,6 +121,12 @@ def _read_frame(marker: int, body: bytes, facts: FileFacts, coding: list[str]) -
         facts.colours = f"{precision}-bit {facts.colours}"
     if facts.colours != "RGB":
         facts.oddities.append(facts.colours)
+
+
+def _named(blocks: list[str]) -> str:
+    """Write the names of blocks, of very many only the first."""
+    more = ["and more"] if len(blocks) > _MOST_NAMED else []
+    return " ".join([*blocks[:_MOST_NAMED], *more])
 
 
 def _block_name(marker: int, body: bytes) -> str:
@@ -192,7 +200,7 @@ def _read_png(data: bytes, facts: FileFacts) -> None:
         at += 12 + length
     if facts.colours not in ("RGB", "RGB with alpha"):
         facts.oddities.append(facts.colours)
-    facts.metadata = " ".join(blocks)
+    facts.metadata = _named(blocks)
 
 
 def _read_webp(data: bytes, facts: FileFacts) -> None:
@@ -213,7 +221,7 @@ def _read_webp(data: bytes, facts: FileFacts) -> None:
         elif kind not in (b"VP8X", b"ANMF"):
             blocks.append(kind.decode("ascii", "replace").strip())
         at += 8 + length + (length & 1)
-    facts.metadata = " ".join(blocks)
+    facts.metadata = _named(blocks)
 
 
 def _read_other(data: bytes, facts: FileFacts) -> None:

@@ -116,7 +116,7 @@ def look_at(
         known = (
             found.format == "unknown" or suffix in endings or not any(suffix in others for others in _SUFFIXES.values())
         )
-        for oddity in [*found.oddities, *([] if known else ["another format than the name says"])]:
+        for oddity in dict.fromkeys([*found.oddities, *([] if known else ["another format than the name says"])]):
             oddities.setdefault(oddity, []).append(row)
     return Looks(rows, _columns(manifest, rows, facts), gray, patch, oddities)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hai.data.draws import hash_keys
+from hai.data.splits import codes_of
 from hai.label_audit import out_of_fold_scores
 from hai.rank_metrics import concordance, resampled_weights
 
@@ -139,19 +140,18 @@ def features_of(columns: Mapping[str, Column], rows: NDArray[np.int64]) -> NDArr
 def _indicators(column: Column, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     if isinstance(column, np.ndarray):
         values = column[rows]
-        distinct, counts = np.unique(values, return_counts=True)
+        distinct = np.unique(values)
         if len(distinct) > _BINS:
             edges = np.unique(np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1]))
             code = np.searchsorted(edges, values, side="right")
         else:
             code = np.searchsorted(distinct, values)
     else:
-        chosen = np.array([column[i] for i in rows.tolist()], dtype=np.str_)
-        distinct, code, counts = np.unique(chosen, return_inverse=True, return_counts=True)
-        place = np.full(len(distinct), _BINS)
-        common = np.argsort(-counts, kind="stable")[:_BINS]
+        code, names = codes_of([column[i] for i in rows.tolist()])
+        place = np.full(len(names), _BINS)
+        common = np.argsort(-np.bincount(code), kind="stable")[:_BINS]
         place[common] = np.arange(len(common))
-        code = place[code.reshape(-1)]
+        code = place[code]
     used = np.unique(code)
     return code[:, None] == used[None, :] if len(used) > 1 else np.zeros((len(rows), 0), dtype=np.bool_)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hai.checkpoint.records import save_json, save_text
+from hai.console import plain
+from hai.data.archives import ARCHIVE_SUFFIXES
 from hai.data.audit import ALL_FACTS, THUMBNAIL, WARN_FROM, Audit, Separability
-from hai.data.audit_checks import Finding, plain
+from hai.data.audit_checks import Finding
 from hai.data.looks import BYTES_PER_PIXEL, Looks
-from hai.data.remote import plain_url
+from hai.data.remote import is_url, plain_url
 from hai.errors import StorageError
 from hai.provenance import provenance
 from hai.report.blocks import GALLERY_SIZE, markup, metric_row, thumbnail
@@ -71,8 +74,7 @@ def write_audit(audit: Audit, data: str, output: Path | None = None) -> list[Pat
     Raises:
         StorageError: they cannot be written.
     """
-    path = Path(plain_url(data))
-    name = (path.parent.name if path.stem in _TABLES else "") or path.stem or "data"
+    name = _name(data)
     folder = output or Path("audit", name)
     origin = provenance()
     page = audit_page(audit, data, name, origin)
@@ -85,6 +87,18 @@ def write_audit(audit: Audit, data: str, output: Path | None = None) -> list[Pat
             f"--output = {folder}; cannot be written ({error.strerror or error}); choose another"
         ) from None
     return [folder / "audit.json", folder / "report.html"]
+
+
+def _name(data: str) -> str:
+    """Name data after their file without its ending, or their folder; a file named as all are, after its folder."""
+    if is_url(data):
+        path = Path(plain_url(data))
+        is_file = path.name.lower().endswith((".csv", *ARCHIVE_SUFFIXES))
+    else:
+        path = Path(os.path.abspath(data))  # not resolved: a link has the name its user gave it
+        is_file = path.is_file()
+    name = path.stem if is_file else path.name
+    return (path.parent.name if name in _TABLES else name) or "data"
 
 
 def audit_page(audit: Audit, data: str, name: str, origin: Record) -> str:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from hai.cli import main
 from hai.config.schema import DataConfig, SourceConfig
-from hai.data.audit import audit_data
+from hai.data.audit import _looked_at, audit_data
 from hai.data.index import pack_data
 
 LINE = re.compile(r"(label|source) separable by (.+): AUC ([01]\.\d\d)")
@@ -354,3 +354,38 @@ def test_copies_planted_among_real_faces_are_found(real_data, tmp_path):
     (finding,) = [finding for finding in found.findings if finding.kind == "near-duplicates"]
     assert {names[1] for names in finding.examples} == planted
     assert all(names[0].startswith("train/") for names in finding.examples)
+
+
+def test_an_oddity_of_one_file_counts_once(tmp_path):
+    image = drawn(1).convert("P")
+    save(tmp_path / "real" / "a.png", image, transparency=0)
+    data = (tmp_path / "real" / "a.png").read_bytes()
+    at = data.index(b"tRNS") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    (tmp_path / "real" / "a.png").write_bytes(data[:end] + data[at:end] + data[end:])
+    (line,) = [line for line in of_kind(audit(tmp_path), "odd files") if "transparency" in line]
+    assert line == "1 odd file, transparency (1 real), such as real/a.png"
+
+
+def test_a_giant_group_does_not_end_the_sample(tmp_path):
+    for number, label in enumerate(("real", "fake")):
+        fill(tmp_path / label / f"giant_{label}", 90, seed=50 + number, size=72 + 8 * number)
+        fill(tmp_path / label, 20, seed=60 + number, size=72 + 8 * number)
+    found = audit(tmp_path, most=100)
+    counts = np.bincount(found.manifest.label[found.looks.rows], minlength=2)
+    assert counts.sum() == 100
+    assert counts.min() > 30
+    assert "dimensions" in facts(found)
+    (note,) = [note for note in found.notes if "were looked at" in note]
+    assert "groups of more than 16 a part" in note
+
+
+@pytest.mark.parametrize("sizes", [[210_000] + [1] * 40_000, [210_000], [210_000, 210_000], [90_000] * 3 + [3] * 9])
+def test_every_image_is_as_likely_to_be_looked_at(sizes):
+    unit = np.repeat(np.arange(len(sizes)), sizes)
+    for seed in range(5):
+        rows = _looked_at(unit, 200_000, seed)
+        assert len(rows) == len(np.unique(rows)) == 200_000
+        assert (np.diff(rows) > 0).all()
+        share = np.bincount(unit[rows], minlength=len(sizes))[0] / sizes[0]
+        assert share == pytest.approx(200_000 / len(unit), abs=0.01)

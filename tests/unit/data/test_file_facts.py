@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -111,3 +113,20 @@ def test_a_small_picture_is_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     assert decode_small(saved(picture((200, 100)), "JPEG", exif=exif), 32).shape == (200, 100, 3)
+
+
+def test_the_facts_of_a_file_with_very_many_blocks_stay_short():
+    png, jpeg, webp = (saved(picture(), form) for form in ("PNG", "JPEG", "WEBP"))
+    empty = struct.pack(">I4sI", 0, b"tEXt", zlib.crc32(b"tEXt"))
+    files = [
+        png[:33] + 50_000 * empty + png[33:],
+        jpeg[:2] + 50_000 * b"\xff\xfe\0\2" + jpeg[2:],
+        jpeg[:2] + 50_000 * b"\xff\xdd\0\4\0\1" + jpeg[2:],
+        webp[:12] + 50_000 * b"JUNK\0\0\0\0" + webp[12:],
+    ]
+    for data in files:
+        facts = file_facts(data)
+        texts = [facts.coding, facts.metadata, facts.exif, facts.tables, facts.subsampling, facts.colours]
+        assert max(map(len, texts)) < 400
+    assert file_facts(files[0]).metadata == 32 * "tEXt " + "and more"
+    assert file_facts(files[0]).coding == file_facts(png).coding

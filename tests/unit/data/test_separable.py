@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -99,3 +101,14 @@ def test_a_sample_takes_whole_units_and_spares_the_rare_class():
     again = plan_test(target, unit, 1000, 5)
     assert np.array_equal(plan.rows, again.rows)
     assert not np.array_equal(plan.rows, plan_test(target, unit, 1000, 6).rows)
+
+
+def test_one_long_text_costs_its_own_length():
+    texts = ["short"] * 2000
+    texts[7] = "x" * 50_000
+    tracemalloc.start()
+    features = features_of({"text": texts}, np.arange(2000))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert features.sum(axis=0).tolist() in ([1999, 1], [1, 1999])
+    assert peak < 10_000_000, "not the longest length for each"

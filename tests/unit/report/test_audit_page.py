@@ -1,5 +1,6 @@
 import html.parser
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 from hai.config.schema import DataConfig, SourceConfig
 from hai.data.audit import audit_data
 from hai.provenance import provenance
-from hai.report.audit import audit_page
+from hai.report.audit import audit_page, write_audit
 
 
 class Tags(html.parser.HTMLParser):
@@ -88,3 +89,26 @@ def test_a_set_with_nothing_wrong_says_so(tmp_path):
     text = audit_page(audit, "clean", "clean", provenance(["hai"]))
     assert "nothing found" in text
     assert "No file fact and no thumbnail tells the label" in text
+
+
+def test_every_set_has_a_folder_of_its_own(page, tmp_path, monkeypatch):
+    audit, _ = page
+    (tmp_path / "celeb.v1" / "real").mkdir(parents=True)
+    (tmp_path / "celeb.v2").mkdir()
+    (tmp_path / "celeb.v1" / "labels.csv").touch()
+    (tmp_path / "celeb.v1" / "some.csv").touch()
+    monkeypatch.chdir(tmp_path / "celeb.v1" / "real")
+    monkeypatch.setattr("hai.report.audit.audit_page", lambda *_: "")  # what it says is tested above
+    names = {
+        str(tmp_path / "celeb.v1"): "celeb.v1",
+        "../../celeb.v2/": "celeb.v2",
+        "..": "celeb.v1",
+        ".": "real",
+        "../labels.csv": "celeb.v1",
+        "../some.csv": "some",
+        "gs://bucket/celeb.v3/": "celeb.v3",
+        "https://host/some.zip?signature=a/b": "some",
+        "/": "data",
+    }
+    for data, name in names.items():
+        assert write_audit(audit, data)[0] == Path("audit", name, "audit.json"), data
