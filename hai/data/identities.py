@@ -17,7 +17,16 @@ from hai.data.splits import linked
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
 
-__all__ = ["Clip", "Kind", "Official", "identify", "join_groups", "join_identities", "load_official"]
+__all__ = [
+    "Clip",
+    "Kind",
+    "Official",
+    "identify",
+    "join_groups",
+    "join_identities",
+    "join_namesakes",
+    "load_official",
+]
 
 _CELEB_LIST: Final = "List_of_testing_videos.txt"
 _NAMED: Final = 5
@@ -96,6 +105,25 @@ def identify(clip: Clip, *, whole: bool) -> bool:
             clip.made_from = match.expand(rule.made_from)
             return True
     return False
+
+
+def join_namesakes(clips: list[Clip], names: list[str]) -> None:
+    """Let fakes share the people of the real video of their name, whatever folders its name lies in.
+
+    Args:
+        clips: of a fake that follows no scheme, `people` and `made_from` become those of its namesake; a fake of a
+            scheme gets the people besides its own.
+        names: of their videos, with the folders below real/ or fake/, / between parts.
+    """
+    real = {name: clip for clip, name in zip(clips, names, strict=True) if clip.label == 0}
+    for clip, name in zip(clips, names, strict=True):
+        parts = name.split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        found = next((real[end] for end in ends if end in real), None) if clip.label else None
+        if found and clip.made_from:
+            clip.people += found.people
+        elif found:
+            clip.people, clip.made_from = found.people, found.name
 
 
 @dataclass(frozen=True)

@@ -293,7 +293,30 @@ def test_generic_folders_read_manipulations_people_and_equal_names(tmp_path):
     assert files["fake/neuraltextures/001_000.mp4"].original == "real/001.mp4"
     assert files["fake/Face2Face/clip7/01.png"].original == "real/clip7/01.png"
     assert files["fake/photo.jpg"].group != files["real/photo.jpg"].group
+    assert files["fake/mine/talk.mp4"].group == files["real/talk.mov"].group == "talk"
+    assert files["fake/Face2Face/clip7/01.png"].group == files["real/clip7/01.png"].group == "clip7"
     assert not found.problems
+
+
+@pytest.mark.parametrize(
+    ("real", "fake"),
+    [
+        ("talk.mp4", "MyGAN/talk.mp4"),
+        ("talk.mp4", "MyGAN/v2/talk.mp4"),
+        ("00001.mp4", "Deepfakes/00001.mp4"),
+        ("id0_0000.mp4", "Deepfakes/id0_0000.mp4"),
+        ("actorA/001.mp4", "Deepfakes/actorA/001.mp4"),
+        ("000_001.mp4", "Deepfakes/000_001.mp4"),
+        ("talk/1.jpg", "MyGAN/talk/1.jpg"),
+    ],
+)
+def test_a_video_and_its_fake_are_in_one_group_whatever_folder_the_fake_lies_in(tmp_path, real, fake):
+    touch(tmp_path, f"real/{real}", f"fake/{fake}", "real/other.mp4", "fake/MyGAN/another.mp4")
+    files = by_name(list_raw(tmp_path))
+    assert files[f"fake/{fake}"].group == files[f"real/{real}"].group
+    assert len({file.group for file in files.values()}) == 3
+    if real != "000_001.mp4":
+        assert files[f"fake/{fake}"].original == f"real/{real}"
 
 
 def test_generic_splits_come_from_folders_or_from_official_files(tmp_path):
