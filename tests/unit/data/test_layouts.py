@@ -414,6 +414,46 @@ def test_crops_in_real_and_fake_are_joined_where_folders_name_people(tmp_path):
     assert sorted(group for _, _, group in indexed(tmp_path / "plain").values()) == ["00012", "331", "332"]
 
 
+def test_crops_of_a_video_and_of_its_fake_are_in_one_group_whatever_folder_the_fake_lies_in(tmp_path):
+    save_images(tmp_path, "real/talk/1.jpg", "fake/MyGAN/talk/1.jpg", "fake/MyGAN/other/1.jpg")
+    save_images(tmp_path / "more", "real/00001/1.jpg", "fake/00001/1.jpg", "real/000/1.jpg", "fake/MyGAN/000_001/1.jpg")
+    assert {path: group for path, (_, _, group) in indexed(tmp_path).items()} == {
+        "real/talk/1.jpg": "talk",
+        "fake/MyGAN/talk/1.jpg": "talk",
+        "fake/MyGAN/other/1.jpg": "MyGAN/other",
+    }
+    found = {path: group for path, (_, _, group) in indexed(tmp_path / "more").items()}
+    assert found["fake/00001/1.jpg"] == found["real/00001/1.jpg"]
+    assert found["fake/MyGAN/000_001/1.jpg"] == found["real/000/1.jpg"] == "000"
+
+
+def test_folders_of_an_official_split_that_cuts_through_people_are_used_and_counted(tmp_path):
+    celeb = ["train/real/id0_0000/1.jpg", "test/real/id0_0001/1.jpg", "train/fake/id0_id1_0000/1.jpg"]
+    save_images(tmp_path / "celeb", *celeb, "val/real/id9_0000/1.jpg")
+    ff = ["train/real/605/1.jpg", "val/real/606/1.jpg", "train/fake/Deepfakes/605_001/1.jpg"]
+    save_images(tmp_path / "ff", *ff)
+    data = DataConfig(sources=[{"name": "set", "path": str(tmp_path / "celeb")}])
+    manifest = build_manifest(data, 42, require=())
+    assert dict(zip(manifest.path, manifest.group, strict=True)) == {
+        celeb[0]: "id0 (train)",
+        celeb[1]: "id0 (test)",
+        celeb[2]: "id0 (train)",
+        "val/real/id9_0000/1.jpg": "id9",
+    }
+    assert [line for line in manifest.warnings if "both sides" in line] == [
+        "source set: 1 of 2 groups of people lie on both sides of the given split: id0 (test, train); "
+        "scores there are too good"
+    ]
+    assert {path: group for path, (_, _, group) in indexed(tmp_path / "ff").items()} == {
+        ff[0]: "001 (train)",
+        ff[1]: "001 (val)",
+        ff[2]: "001 (train)",
+    }
+    save_images(tmp_path / "celeb", "test/real/id0_0000/2.jpg")
+    with pytest.raises(DataError, match=r"group 'id0_0000' is in train and test"):
+        indexed(tmp_path / "celeb")
+
+
 def test_videos_are_told_apart_within_groups_whatever_the_form_of_the_data(tmp_path):
     root = tmp_path / "crops"
     save_images(root, "real/003/1.jpg", "real/003/2.jpg", "fake/Deepfakes/000_003/1.jpg", "fake/x.jpg")
