@@ -18,6 +18,7 @@ from hai.errors import DataError
 from hai.types import LABELS, SPLITS
 
 __all__ = [
+    "NO_LISTS",
     "Clip",
     "Kind",
     "Official",
@@ -138,6 +139,9 @@ class Official:
     problems: list[str]
 
 
+NO_LISTS: Final = Official({}, {}, [], [])
+
+
 def load_official(folders: Iterable[Path], *, wanted: bool) -> Official:
     """Read train.json, val.json and test.json of FaceForensics++, and Celeb-DF's list of testing videos.
 
@@ -159,7 +163,7 @@ def load_official(folders: Iterable[Path], *, wanted: bool) -> Official:
             f"{folders[0]}: no split files; must be a folder with train.json, val.json and test.json "
             f"(FaceForensics++) or {_CELEB_LIST} (Celeb-DF)"
         )
-    return Official({}, {}, [], [])
+    return NO_LISTS
 
 
 def _read_pairs(files: list[Path]) -> Official:

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from hai.data.archives import shown
 from hai.data.folders import VIDEO_SUFFIXES, class_folders, visible, walk
-from hai.data.identities import Clip, Kind, identify, join_identities, join_namesakes, load_official
+from hai.data.identities import NO_LISTS, Clip, Kind, identify, join_identities, join_namesakes, load_official
 from hai.data.images import IMAGE_SUFFIXES
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
@@ -109,7 +109,13 @@ def list_raw(root: Path, *, split_files: Path | None = None, kind: Kind | None =
         raise DataError(f"{root}: holds no {wanted} in the folders of its layout, {layout.shown}{hint}")
     clips.sort(key=lambda clip: clip.path)
     folders = [split_files] if split_files else [root, root / "splits", root / "dataset" / "splits"]
-    official = load_official(folders, wanted=split_files is not None)
+    try:
+        official = load_official(folders, wanted=split_files is not None)
+    except DataError as error:
+        if split_files or layout.name in _OFFICIAL:
+            raise
+        official = NO_LISTS
+        problems.append(f"{error}; it was left out as no list of splits")
     if layout.name in _OFFICIAL and not official.files:
         problems.append(f"{root}: {_OFFICIAL[layout.name]} not here; files are divided by their people instead")
     groups, originals, lines = join_identities(clips, official)

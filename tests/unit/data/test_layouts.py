@@ -9,7 +9,7 @@ import simplejpeg
 
 from hai.config.schema import DataConfig
 from hai.data.index import split_data
-from hai.data.layouts import RawSet, list_raw
+from hai.data.layouts import RawSet, is_layout, list_raw
 from hai.data.manifest import build_manifest, load_manifest, save_manifest
 from hai.data.pack import build_pack
 from hai.data.tiers import task_of
@@ -356,10 +356,34 @@ def test_missing_folders_and_unreadable_split_files_are_refused(tmp_path):
         list_raw(tmp_path, split_files=tmp_path)
     save(tmp_path / "train.json", {"000": "train"})
     with pytest.raises(DataError, match="must be a list of pairs of names"):
-        list_raw(tmp_path)
+        list_raw(tmp_path, split_files=tmp_path)
     save(tmp_path / "train.json", "[[")
     with pytest.raises(DataError, match="cannot be read as JSON"):
-        list_raw(tmp_path)
+        list_raw(tmp_path, split_files=tmp_path)
+    touch(tmp_path / "ff", f"{REAL}/000.mp4")
+    save(tmp_path / "ff" / "train.json", "[[")
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        list_raw(tmp_path / "ff")
+
+
+def test_a_train_json_of_something_else_beside_real_and_fake_is_named_and_left_out(tmp_path):
+    touch(tmp_path, "real/a.mp4", "fake/MyGAN/a.mp4")
+    save(tmp_path / "train.json", {"images": [], "annotations": []})
+    found = list_raw(tmp_path)
+    assert {file.split for file in found.files} == {""}
+    assert [line for line in found.problems if "train.json" in line] == [
+        f'{tmp_path / "train.json"}: must be a list of pairs of names, such as [["071", "054"]]; '
+        "it was left out as no list of splits"
+    ]
+
+
+def test_real_and_fake_are_no_known_data_set_whatever_lies_in_them(tmp_path):
+    touch(tmp_path, "real/a.jpg", "fake/b.jpg")
+    dfdc(tmp_path / "fake", 1)
+    assert not is_layout(tmp_path)
+    assert list_raw(tmp_path).layout == "generic"
+    dfdc(tmp_path / "parts", 2)
+    assert is_layout(tmp_path / "parts")
 
 
 def test_people_who_are_all_swapped_among_each_other_are_said_to_stay_in_one_split(tmp_path):
