@@ -37,6 +37,13 @@ class SourceConfig(Section):
         "these. [val] makes a validation source that is never trained on.",
     )
 
+    @field_validator("name")
+    @classmethod
+    def _no_part(cls, value: str) -> str:
+        if "/" in value:
+            raise ValueError("must hold no /, which sets the parts of a source apart in metrics")
+        return value
+
     @field_validator("path", "image_dir")
     @classmethod
     def _no_login(cls, value: str | None) -> str | None:

@@ -17,7 +17,17 @@ from hai.data.splits import linked
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
 
-__all__ = ["Clip", "Kind", "Official", "identify", "join_groups", "join_identities", "load_official"]
+__all__ = [
+    "NO_LISTS",
+    "Clip",
+    "Kind",
+    "Official",
+    "identify",
+    "join_groups",
+    "join_identities",
+    "join_namesakes",
+    "load_official",
+]
 
 _CELEB_LIST: Final = "List_of_testing_videos.txt"
 _NAMED: Final = 5
@@ -98,6 +108,25 @@ def identify(clip: Clip, *, whole: bool) -> bool:
     return False
 
 
+def join_namesakes(clips: list[Clip], names: list[str]) -> None:
+    """Let fakes share the people of the real video of their name, whatever folders its name lies in.
+
+    Args:
+        clips: of a fake that follows no scheme, `people` and `made_from` become those of its namesake; a fake of a
+            scheme gets the people besides its own.
+        names: of their videos, with the folders below real/ or fake/, / between parts.
+    """
+    real = {name: clip for clip, name in zip(clips, names, strict=True) if clip.label == 0}
+    for clip, name in zip(clips, names, strict=True):
+        parts = name.split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        found = next((real[end] for end in ends if end in real), None) if clip.label else None
+        if found and clip.made_from:
+            clip.people += found.people
+        elif found:
+            clip.people, clip.made_from = found.people, found.name
+
+
 @dataclass(frozen=True)
 class Official:
     """What official lists of splits say."""
@@ -108,6 +137,9 @@ class Official:
     """Name of a video -> its label there."""
     files: list[Path]
     problems: list[str]
+
+
+NO_LISTS: Final = Official({}, {}, [], [])
 
 
 def load_official(folders: Iterable[Path], *, wanted: bool) -> Official:
@@ -131,7 +163,7 @@ def load_official(folders: Iterable[Path], *, wanted: bool) -> Official:
             f"{folders[0]}: no split files; must be a folder with train.json, val.json and test.json "
             f"(FaceForensics++) or {_CELEB_LIST} (Celeb-DF)"
         )
-    return Official({}, {}, [], [])
+    return NO_LISTS
 
 
 def _read_pairs(files: list[Path]) -> Official:
@@ -215,49 +247,78 @@ def join_identities(clips: list[Clip], official: Official) -> tuple[list[str], l
     """
     problems = _assign_official(clips, official)
     component = _components(clips)
-    splits: dict[str, set[str]] = defaultdict(set)
-    for clip, name in zip(clips, component, strict=True):
-        splits[name].add(clip.split)
-    if not official.labels:  # what no list names goes with its people; a list of test videos keeps them from the others
-        splits = {name: found - {""} or {""} for name, found in splits.items()}
-    cut = {name for name, found in splits.items() if len(found) > 1}
-    groups = [
-        name if name not in cut else _side(name, clip.split, splits[name])
-        for clip, name in zip(clips, component, strict=True)
-    ]
-    if cut:
-        named = _few([f"{name} ({', '.join(sorted(splits[name] - {''}))})" for name in sorted(cut)])
-        problems.append(
-            f"{len(cut)} of {len(splits)} groups of people lie on both sides of the given split: {named}; "
-            "scores there are too good"
-        )
+    # what no list names goes with its people; a list of test videos keeps them from the others
+    groups, cut = _divide(component, [clip.split for clip in clips], keep_open=bool(official.labels))
     originals, lines = _originals(clips)
-    return groups, originals, problems + lines + _unbalanced(clips, groups)
+    return groups, originals, problems + cut + lines + _unbalanced(clips, groups)
 
 
-def join_groups(groups: list[str], labels: list[int]) -> list[str]:
-    """Join groups that a known scheme names, such as the folders `071_054` and `071`, by their people; keep the others.
+def join_groups(groups: list[str], labels: list[int], splits: list[str]) -> tuple[list[str], list[str]]:
+    """Join groups by people: those of a scheme, such as the folders `071_054` and `071`, and fakes with their namesake.
+
+    Where given splits cut through what is joined, each side is a group of its own. A group that is itself in several
+    splits keeps its name, so that it is refused.
 
     Args:
-        groups: names of videos; the last part of a path counts.
+        groups: names of videos, / between folders; the last part counts for schemes; "" stands alone.
         labels: 0 real, 1 fake.
+        splits: train, val, test, or "" where none is given.
+
+    Returns:
+        The new groups, and a line if splits cut through some.
     """
-    clips: dict[tuple[str, int], Clip] = {}
-    for group, label in dict.fromkeys(zip(groups, labels, strict=True)):
-        clip = Clip(group, label, "", group.rpartition("/")[2], "image")
-        if group and identify(clip, whole=True):
-            clips[group, label] = clip
-    if not any(label for _, label in clips):  # numbers alone name no people
-        return groups
-    joined = dict(zip(clips, _components(list(clips.values())), strict=True))
-    return [joined.get(key, key[0]) for key in zip(groups, labels, strict=True)]
+    keys = [key for key in dict.fromkeys(zip(groups, labels, strict=True)) if key[0]]
+    clips = [Clip(group, label, "", group.rpartition("/")[2], "image") for group, label in keys]
+    known = [identify(clip, whole=True) for clip in clips]
+    if not any(clip.label and found for clip, found in zip(clips, known, strict=True)):
+        known = [False] * len(clips)  # numbers alone name no people
+    for clip, found in zip(clips, known, strict=True):
+        if not found:
+            clip.name, clip.people = clip.path, (clip.path,)
+    join_namesakes(clips, [group for group, _ in keys])
+    joined = dict(zip(keys, _components(clips), strict=True))
+    components = [joined.get(key, "") for key in zip(groups, labels, strict=True)]
+    result, lines = _divide(components, splits, keep_open=False)
+    own: dict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        own[group].add(split)
+    torn = {group for group, found in own.items() if group and len(found - {""}) > 1}
+    return [group if group in torn else name for group, name in zip(groups, result, strict=True)], lines
 
 
-def _side(name: str, split: str, splits: set[str]) -> str:
-    """Name the part of a component that lies in one split; what has none goes with the first if it cannot stay out."""
+def _divide(groups: list[str], splits: list[str], *, keep_open: bool) -> tuple[list[str], list[str]]:
+    """Make a group of each side of a given split that cuts through one; say in a line how many it cuts.
+
+    Args:
+        groups: "" stands alone.
+        splits: "" where none is given.
+        keep_open: what has no split is a side too; else it goes with the first of the others.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        found[group].add(split)
+    found.pop("", None)
+    if not keep_open:
+        found = {group: sides - {""} or {""} for group, sides in found.items()}
+    cut = {group for group, sides in found.items() if len(sides) > 1}
+    if not cut:
+        return groups, []
+    sided = [
+        _side(group, split, found[group]) if group in cut else group
+        for group, split in zip(groups, splits, strict=True)
+    ]
+    named = _few([f"{group} ({', '.join(sorted(found[group] - {''}))})" for group in sorted(cut)])
+    return sided, [
+        f"{len(cut)} of {len(found)} groups of people lie on both sides of the given split: {named}; "
+        "scores there are too good"
+    ]
+
+
+def _side(group: str, split: str, splits: set[str]) -> str:
+    """Name the part of a group that lies in one split; what has none goes with the first if it cannot stay out."""
     first = next(known for known in SPLITS if known in splits)
     split = split if split in splits else first
-    return f"{name} ({split})" if split else name
+    return f"{group} ({split})" if split else group
 
 
 def _components(clips: list[Clip]) -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from hai.data.archives import shown
 from hai.data.folders import VIDEO_SUFFIXES, class_folders, visible, walk
-from hai.data.identities import Clip, Kind, identify, join_identities, load_official
+from hai.data.identities import NO_LISTS, Clip, Kind, identify, join_identities, join_namesakes, load_official
 from hai.data.images import IMAGE_SUFFIXES
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
@@ -109,7 +109,13 @@ def list_raw(root: Path, *, split_files: Path | None = None, kind: Kind | None =
         raise DataError(f"{root}: holds no {wanted} in the folders of its layout, {layout.shown}{hint}")
     clips.sort(key=lambda clip: clip.path)
     folders = [split_files] if split_files else [root, root / "splits", root / "dataset" / "splits"]
-    official = load_official(folders, wanted=split_files is not None)
+    try:
+        official = load_official(folders, wanted=split_files is not None)
+    except DataError as error:
+        if split_files or layout.name in _OFFICIAL:
+            raise
+        official = NO_LISTS
+        problems.append(f"{error}; it was left out as no list of splits")
     if layout.name in _OFFICIAL and not official.files:
         problems.append(f"{root}: {_OFFICIAL[layout.name]} not here; files are divided by their people instead")
     groups, originals, lines = join_identities(clips, official)
@@ -126,7 +132,7 @@ def _video(clip: Clip) -> str:
 
 def is_layout(root: Path) -> bool:
     """Say whether a folder is in the layout of a known data set; `real/` and `fake/` do not count."""
-    return any(layout.fits(root) for layout in _LAYOUTS if layout.name != "generic")
+    return next((layout.name for layout in _LAYOUTS if layout.fits(root)), "generic") != "generic"
 
 
 class _Layout(NamedTuple):
@@ -332,6 +338,7 @@ def _list_generic(root: Path) -> tuple[list[Clip], list[str]]:
     """List real/ and fake/: names of known schemes tell people, other videos of one name belong together."""
     others: Counter[str] = Counter()
     clips: list[Clip] = []
+    plain: list[str] = []
     for split, label, folder in class_folders(root, LABELS):
         for path, kind in _pictures(folder, root, others):
             parts = (root / path).relative_to(folder).parts[:-1]
@@ -341,15 +348,13 @@ def _list_generic(root: Path) -> tuple[list[Clip], list[str]]:
             clip = Clip(str(path), label, source, path.stem, kind, split=SPLITS[split] if split >= 0 else "")
             if kind == "image" and within:  # a folder of images is a video
                 clip.name, clip.frame = within[-1], path.name
+            alone = kind == "image" and not within
+            name = str(path) if alone else "/".join(within if clip.frame else [*within, path.stem])
             if not identify(clip, whole=True):
-                alone = kind == "image" and not within
-                clip.name = str(path) if alone else "/".join(within if clip.frame else [*within, path.stem])
-                clip.people = (clip.name,)
+                clip.name, clip.people = name, (name,)
             clips.append(clip)
-    real = {clip.name for clip in clips if clip.label == 0}
-    for clip in clips:
-        if clip.label == 1 and not clip.made_from and clip.name in real:
-            clip.made_from = clip.name
+            plain.append(name)
+    join_namesakes(clips, plain)
     return clips, _unknown(others)
 
 

@@ -276,7 +276,8 @@ def _scan_folder(root: Path, name: str, form: Form, faults: list[str]) -> Rows:
                 else:
                     others[suffix or "no suffix"] += 1
     if form.task == DETECTOR.task:
-        joined = join_groups(rows.group, rows.label)
+        joined, lines = join_groups(rows.group, rows.label, [SPLITS[k] if k >= 0 else "" for k in rows.split])
+        rows.warnings += [f"source {name}: {line}" for line in lines]
         if joined != rows.group:
             rows.video = [
                 f"{LABELS[label]}/{source}/{group}" if group else ""

@@ -42,6 +42,10 @@ def problems(text: str = "", *overrides: str) -> list[str]:
         ("optim: {min_learning_rate: 1.0}", "optim.min_learning_rate = 1.0; must not exceed learning_rate = 0.0001"),
         ("optim:", "optim = null; must be a section of keys; remove the line for the default"),
         ("data: {sources: [{}]}", "data.sources.0.path is missing; must be text of at least one letter: A folder with"),
+        (
+            "data: {sources: [{name: ff/c23, path: a}]}",
+            "data.sources.0.name = ff/c23; must hold no /, which sets the parts of a source apart in metrics",
+        ),
         ("data: {sources: [a]}", "data.sources.0 = a; must be a section of keys"),
         (
             "data: {sources: [{path: a}, {path: b}]}",

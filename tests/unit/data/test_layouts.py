@@ -9,7 +9,7 @@ import simplejpeg
 
 from hai.config.schema import DataConfig
 from hai.data.index import split_data
-from hai.data.layouts import RawSet, list_raw
+from hai.data.layouts import RawSet, is_layout, list_raw
 from hai.data.manifest import build_manifest, load_manifest, save_manifest
 from hai.data.pack import build_pack
 from hai.data.tiers import task_of
@@ -293,7 +293,30 @@ def test_generic_folders_read_manipulations_people_and_equal_names(tmp_path):
     assert files["fake/neuraltextures/001_000.mp4"].original == "real/001.mp4"
     assert files["fake/Face2Face/clip7/01.png"].original == "real/clip7/01.png"
     assert files["fake/photo.jpg"].group != files["real/photo.jpg"].group
+    assert files["fake/mine/talk.mp4"].group == files["real/talk.mov"].group == "talk"
+    assert files["fake/Face2Face/clip7/01.png"].group == files["real/clip7/01.png"].group == "clip7"
     assert not found.problems
+
+
+@pytest.mark.parametrize(
+    ("real", "fake"),
+    [
+        ("talk.mp4", "MyGAN/talk.mp4"),
+        ("talk.mp4", "MyGAN/v2/talk.mp4"),
+        ("00001.mp4", "Deepfakes/00001.mp4"),
+        ("id0_0000.mp4", "Deepfakes/id0_0000.mp4"),
+        ("actorA/001.mp4", "Deepfakes/actorA/001.mp4"),
+        ("000_001.mp4", "Deepfakes/000_001.mp4"),
+        ("talk/1.jpg", "MyGAN/talk/1.jpg"),
+    ],
+)
+def test_a_video_and_its_fake_are_in_one_group_whatever_folder_the_fake_lies_in(tmp_path, real, fake):
+    touch(tmp_path, f"real/{real}", f"fake/{fake}", "real/other.mp4", "fake/MyGAN/another.mp4")
+    files = by_name(list_raw(tmp_path))
+    assert files[f"fake/{fake}"].group == files[f"real/{real}"].group
+    assert len({file.group for file in files.values()}) == 3
+    if real != "000_001.mp4":
+        assert files[f"fake/{fake}"].original == f"real/{real}"
 
 
 def test_generic_splits_come_from_folders_or_from_official_files(tmp_path):
@@ -333,10 +356,34 @@ def test_missing_folders_and_unreadable_split_files_are_refused(tmp_path):
         list_raw(tmp_path, split_files=tmp_path)
     save(tmp_path / "train.json", {"000": "train"})
     with pytest.raises(DataError, match="must be a list of pairs of names"):
-        list_raw(tmp_path)
+        list_raw(tmp_path, split_files=tmp_path)
     save(tmp_path / "train.json", "[[")
     with pytest.raises(DataError, match="cannot be read as JSON"):
-        list_raw(tmp_path)
+        list_raw(tmp_path, split_files=tmp_path)
+    touch(tmp_path / "ff", f"{REAL}/000.mp4")
+    save(tmp_path / "ff" / "train.json", "[[")
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        list_raw(tmp_path / "ff")
+
+
+def test_a_train_json_of_something_else_beside_real_and_fake_is_named_and_left_out(tmp_path):
+    touch(tmp_path, "real/a.mp4", "fake/MyGAN/a.mp4")
+    save(tmp_path / "train.json", {"images": [], "annotations": []})
+    found = list_raw(tmp_path)
+    assert {file.split for file in found.files} == {""}
+    assert [line for line in found.problems if "train.json" in line] == [
+        f'{tmp_path / "train.json"}: must be a list of pairs of names, such as [["071", "054"]]; '
+        "it was left out as no list of splits"
+    ]
+
+
+def test_real_and_fake_are_no_known_data_set_whatever_lies_in_them(tmp_path):
+    touch(tmp_path, "real/a.jpg", "fake/b.jpg")
+    dfdc(tmp_path / "fake", 1)
+    assert not is_layout(tmp_path)
+    assert list_raw(tmp_path).layout == "generic"
+    dfdc(tmp_path / "parts", 2)
+    assert is_layout(tmp_path / "parts")
 
 
 def test_people_who_are_all_swapped_among_each_other_are_said_to_stay_in_one_split(tmp_path):
@@ -389,6 +436,46 @@ def test_crops_in_real_and_fake_are_joined_where_folders_name_people(tmp_path):
     }
     save_images(tmp_path / "plain", "real/332/1.jpg", "real/331/1.jpg", "fake/00012/1.jpg")
     assert sorted(group for _, _, group in indexed(tmp_path / "plain").values()) == ["00012", "331", "332"]
+
+
+def test_crops_of_a_video_and_of_its_fake_are_in_one_group_whatever_folder_the_fake_lies_in(tmp_path):
+    save_images(tmp_path, "real/talk/1.jpg", "fake/MyGAN/talk/1.jpg", "fake/MyGAN/other/1.jpg")
+    save_images(tmp_path / "more", "real/00001/1.jpg", "fake/00001/1.jpg", "real/000/1.jpg", "fake/MyGAN/000_001/1.jpg")
+    assert {path: group for path, (_, _, group) in indexed(tmp_path).items()} == {
+        "real/talk/1.jpg": "talk",
+        "fake/MyGAN/talk/1.jpg": "talk",
+        "fake/MyGAN/other/1.jpg": "MyGAN/other",
+    }
+    found = {path: group for path, (_, _, group) in indexed(tmp_path / "more").items()}
+    assert found["fake/00001/1.jpg"] == found["real/00001/1.jpg"]
+    assert found["fake/MyGAN/000_001/1.jpg"] == found["real/000/1.jpg"] == "000"
+
+
+def test_folders_of_an_official_split_that_cuts_through_people_are_used_and_counted(tmp_path):
+    celeb = ["train/real/id0_0000/1.jpg", "test/real/id0_0001/1.jpg", "train/fake/id0_id1_0000/1.jpg"]
+    save_images(tmp_path / "celeb", *celeb, "val/real/id9_0000/1.jpg")
+    ff = ["train/real/605/1.jpg", "val/real/606/1.jpg", "train/fake/Deepfakes/605_001/1.jpg"]
+    save_images(tmp_path / "ff", *ff)
+    data = DataConfig(sources=[{"name": "set", "path": str(tmp_path / "celeb")}])
+    manifest = build_manifest(data, 42, require=())
+    assert dict(zip(manifest.path, manifest.group, strict=True)) == {
+        celeb[0]: "id0 (train)",
+        celeb[1]: "id0 (test)",
+        celeb[2]: "id0 (train)",
+        "val/real/id9_0000/1.jpg": "id9",
+    }
+    assert [line for line in manifest.warnings if "both sides" in line] == [
+        "source set: 1 of 2 groups of people lie on both sides of the given split: id0 (test, train); "
+        "scores there are too good"
+    ]
+    assert {path: group for path, (_, _, group) in indexed(tmp_path / "ff").items()} == {
+        ff[0]: "001 (train)",
+        ff[1]: "001 (val)",
+        ff[2]: "001 (train)",
+    }
+    save_images(tmp_path / "celeb", "test/real/id0_0000/2.jpg")
+    with pytest.raises(DataError, match=r"group 'id0_0000' is in train and test"):
+        indexed(tmp_path / "celeb")
 
 
 def test_videos_are_told_apart_within_groups_whatever_the_form_of_the_data(tmp_path):

@@ -14,13 +14,14 @@ from videos import face_photo, save_raw, save_video, wall, with_face
 
 from hai.config import load_config
 from hai.data.images import decode_image
+from hai.data.layouts import list_raw
 from hai.data.manifest import build_manifest
 from hai.errors import ConfigError, DataError, StorageError
 from hai.faces.boxes import Face, square_around
 from hai.faces.crops import Harvest, crop_file
 from hai.faces.journal import append_record, load_records
 from hai.faces.mtcnn import load_weights
-from hai.faces.preprocess import Request, run_preprocessing
+from hai.faces.preprocess import Request, plan_splits, run_preprocessing
 from hai.faces.settings import CropSettings, build_settings, load_settings
 
 SETTINGS = CropSettings(frames=4, image_size=96)
@@ -353,3 +354,14 @@ def test_a_detector_that_is_not_installed_says_how_to_have_it(detector):
     ):
         with pytest.raises(ConfigError, match=rf"is not installed; run: pip install 'hai\[{detector}\]'"):
             call()
+
+
+def test_a_split_ratio_of_0_makes_all_that_no_list_names_validation(tmp_path):
+    names = ["Celeb-real/id0_0000", "Celeb-real/id0_0001", "Celeb-real/id1_0000", "Celeb-synthesis/id0_id1_0000"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / "List_of_testing_videos.txt").write_text("1 Celeb-real/id0_0001.mp4\n", encoding="utf-8")
+    request = Request(tmp_path, tmp_path / "crops", SETTINGS, split_ratio=0.0)
+    splits = plan_splits(request, list_raw(tmp_path), {})
+    assert splits == {f"{name}.mp4": "test" if name == names[1] else "val" for name in names}
