@@ -46,7 +46,8 @@ _NOTE: Final = ".hai-fetch.json"
 _MAGIC: Final = "unfinished-hai-fetch"
 """The key of a note that makes the folder around it one that may be deleted."""
 _SIGNED: Final = re.compile(
-    r"x-(?:amz|goog)-.*|signature|expires|key-pair-id|policy|googleaccessid|awsaccesskeyid|(?:access_)?token|s[a-z]{1,2}",
+    r"x-(?:amz|goog)-.*|signature|expires|key-pair-id|policy|googleaccessid|awsaccesskeyid|(?:access_)?token"
+    r"|sv|ss|srt|sp|se|st|spr|sig|sr|sip|si|sdd|skoid|sktid|skt|ske|sks|skv|ses",
     re.IGNORECASE,
 )
 """The parts of a query that say who may read until when, not what: of S3, GCS, CloudFront and Azure."""
@@ -94,6 +95,8 @@ def fetch(source: str, to: str | Path, *, show: Show = _unseen) -> Fetched:
         raise ConfigError(
             f"SOURCE = {source}; must not hold a login: put it into ~/.netrc, or a variable of the storage"
         )
+    if "::" in source and not source.startswith(("http://", "https://")):
+        raise ConfigError(f"SOURCE = {source}; must not be a chain with '::'; name the address itself")
     target = Path(os.path.abspath(os.path.expanduser(to)))
     identity = _identity(source)
     with locked(f"fetch {target}"):
@@ -105,6 +108,8 @@ def fetch(source: str, to: str | Path, *, show: Show = _unseen) -> Fetched:
             raise ConfigError(f"--to = {target}; holds {held} already, name another folder")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"--to = {target}; is there and was not made from SOURCE, name another folder")
+        if target.is_symlink() or os.path.ismount(target):
+            raise ConfigError(f"--to = {target}; is a link or a mount point, name a folder in what it leads to")
         part = target.with_name(f"{target.name}.part")
         try:
             _begin(part, identity, _shown(source))

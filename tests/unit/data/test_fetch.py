@@ -296,6 +296,38 @@ def test_logins_are_not_taken_from_addresses(to):
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.parametrize("chain", ["simplecache::", "zip://a.jpg::"])
+def test_chained_addresses_are_refused(web, to, chain):
+    """Nothing would take their signatures out of what is written."""
+    with pytest.raises(ConfigError, match=r"SOURCE = .* must not be a chain with '::'") as caught:
+        fetch(f"{chain}{web.url}/faces.zip?sig=canary", to)
+    assert "canary" not in str(caught.value)
+    assert os.listdir(to.parent) == []
+    assert web.requests == []
+
+
+def test_queries_that_name_the_data_are_no_signature(web, to):
+    fetch(f"{web.url}/faces.zip?set=train&sv=1&sig=2&skoid=3&se=4", to)
+    assert not fetch(f"{web.url}/faces.zip?set=train&sv=2&sig=3&skoid=4&ses=5", to).is_new
+    for name in ("set", "src", "seq", "sub"):
+        with pytest.raises(ConfigError, match=r"holds .* already"):
+            fetch(f"{web.url}/faces.zip?set=train&{name}=val", to)
+
+
+@pytest.mark.parametrize("kind", ["link", "mount"])
+def test_a_target_that_cannot_be_put_in_place_is_refused_before_anything_comes(web, to, tmp_path, monkeypatch, kind):
+    if kind == "link":
+        (tmp_path / "empty").mkdir()
+        to.symlink_to(tmp_path / "empty")
+    else:
+        to.mkdir()
+        monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(to))
+    with pytest.raises(ConfigError, match=r"--to = .*/faces; is a link or a mount point, name a folder"):
+        fetch(f"{web.url}/faces.zip", to)
+    assert web.requests == []
+    assert os.listdir(to.parent) == ["faces"]
+
+
 def test_refusals_of_servers(web, to):
     web.files["/faces.zip"].statuses = [403, 404, 418]
     for match in (r"refuses \(403\); the address needs a login", r"no such file \(404\)", "answers 418"):
