@@ -12,6 +12,7 @@ import stat
 import struct
 import tarfile
 import tempfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ _CHUNK: Final = 1 << 20
 _HEADER_BYTES: Final = 16 << 20
 _BYTES_PER_HEADER: Final = 4 << 10
 """What the headers of a tar may take, in all and for each member besides: long names, times, owners."""
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _MOST_PARTS: Final = 64
 _SHOWN: Final = 120
 _LISTED: Final = 50
@@ -194,6 +196,8 @@ def _members(opened: zipfile.ZipFile | tuple[tarfile.TarFile, _Bounded]) -> Iter
         for info in opened.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             fault = "is encrypted" if info.flag_bits & 1 else ""
+            if not fault and info.compress_type not in _METHODS:
+                fault = f"is compressed by method {info.compress_type}, which is not supported, repack it"
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 fault = "is a link" if kind == stat.S_IFLNK else "is a device"
             yield _Member(info.filename, info.file_size, info.filename.endswith("/"), fault, info)
@@ -253,7 +257,7 @@ def clean_name(name: str) -> tuple[str, str]:
         return "", "has an absolute name"
     if ".." in parts:
         return "", "leaves the folder by '..'"
-    if "\0" in name or not name.isprintable():
+    if not (name.isprintable() or all(char.isprintable() or unicodedata.category(char) == "Zs" for char in name)):
         return "", "has unprintable characters in its name"
     if any(len(part.encode("utf-8", "surrogateescape")) > 255 for part in parts) or len(slashed.encode()) > 2000:
         return "", "has a name that is too long"

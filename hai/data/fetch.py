@@ -33,7 +33,7 @@ from hai.data.remote import (
     plain_url,
 )
 from hai.errors import ConfigError, DataError, HaiError, StorageError
-from hai.masking import has_login
+from hai.masking import has_login, without_secrets
 from hai.paths import check_room, is_mount, locked
 
 __all__ = ["Fetched", "fetch"]
@@ -42,9 +42,12 @@ Show = Callable[[str], AbstractContextManager[Progress]]
 """Opens a display of progress in bytes for a step, such as `progress_bar`."""
 
 _STAMP: Final = ".fetched.json"
-_SOURCE: Final = "source"
+_NOTE: Final = ".hai-fetch.json"
+_MAGIC: Final = "unfinished-hai-fetch"
+"""The key of a note that makes the folder around it one that may be deleted."""
 _SIGNED: Final = re.compile(
-    r"x-(?:amz|goog)-.*|signature|expires|key-pair-id|policy|googleaccessid|awsaccesskeyid|(?:access_)?token|s[a-z]{1,2}",
+    r"x-(?:amz|goog)-.*|signature|expires|key-pair-id|policy|googleaccessid|awsaccesskeyid|(?:access_)?token"
+    r"|sv|ss|srt|sp|se|st|spr|sig|sr|sip|si|sdd|skoid|sktid|skt|ske|sks|skv|ses",
     re.IGNORECASE,
 )
 """The parts of a query that say who may read until when, not what: of S3, GCS, CloudFront and Azure."""
@@ -92,6 +95,8 @@ def fetch(source: str, to: str | Path, *, show: Show = _unseen) -> Fetched:
         raise ConfigError(
             f"SOURCE = {source}; must not hold a login: put it into ~/.netrc, or a variable of the storage"
         )
+    if "::" in source and not source.startswith(("http://", "https://")):
+        raise ConfigError(f"SOURCE = {source}; must not be a chain with '::'; name the address itself")
     target = Path(os.path.abspath(os.path.expanduser(to)))
     identity = _identity(source)
     with locked(f"fetch {target}"):
@@ -103,13 +108,15 @@ def fetch(source: str, to: str | Path, *, show: Show = _unseen) -> Fetched:
             raise ConfigError(f"--to = {target}; holds {held} already, name another folder")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"--to = {target}; is there and was not made from SOURCE, name another folder")
+        if target.is_symlink() or os.path.ismount(target):
+            raise ConfigError(f"--to = {target}; is a link or a mount point, name a folder in what it leads to")
         part = target.with_name(f"{target.name}.part")
         try:
-            _begin(part, identity)
+            _begin(part, identity, _shown(source))
             try:
                 fetched = _finish(_brought(source, part, show), target, identity, source)
             except HaiError:
-                if not any(_has_content(path) for path in part.rglob("*")):  # that the next call could go on with
+                if not _is_begun(part):
                     shutil.rmtree(part)
                 raise
             shutil.rmtree(part, ignore_errors=True)
@@ -132,6 +139,11 @@ def _identity(source: str) -> str:
     return plain + (f" {hashlib.sha256(urlencode(asked).encode()).hexdigest()[:16]}" if asked else "")
 
 
+def _shown(source: str) -> str:
+    """Return a source as people may read it, without what is secret in it."""
+    return plain_url(source) if is_url(source) and not is_kaggle(source) else _identity(source)
+
+
 def _stamp(target: Path) -> dict[str, Any] | None:
     try:
         content = json.loads((target / _STAMP).read_text(encoding="utf-8"))
@@ -141,22 +153,50 @@ def _stamp(target: Path) -> dict[str, Any] | None:
     return dict(content) if "identity" in content else None
 
 
-def _begin(part: Path, identity: str) -> None:
-    """Open the folder of the unfinished; what another source or a killed process left in it goes."""
-    note = part / _SOURCE
-    if part.exists() and not (note.is_file() and note.read_text(encoding="utf-8") == identity):
-        if not note.is_file() and any(part.iterdir()):
-            raise ConfigError(f"{part}: is in the way; move it, or name another folder with --to")
+def _begin(part: Path, identity: str, shown: str) -> None:
+    """Open the folder of the unfinished, which is this source's or nobody's; what a killed process left half goes.
+
+    Raises:
+        ConfigError: the folder is none of ours, or holds what was downloaded of another source.
+    """
+    if part.is_symlink() or (part.exists() and not part.is_dir()):
+        raise ConfigError(f"{part}: is in the way; move it, or name another folder with --to")
+    note = _noted(part)
+    if note is None and part.exists() and any(path.name != _NOTE for path in part.iterdir()):
+        raise ConfigError(f"{part}: is in the way; move it, or name another folder with --to")
+    if note is not None and note["identity"] != identity:
+        if _is_begun(part):
+            raise ConfigError(
+                f"{part}: holds an unfinished download of {without_secrets(note['source'])}; delete it, or name "
+                "another folder with --to"
+            )
         shutil.rmtree(part)
+        note = None
     part.mkdir(parents=True, exist_ok=True)
-    note.write_text(identity, encoding="utf-8")
+    if note is None:
+        (part / _NOTE).write_text(json.dumps({_MAGIC: 1, "identity": identity, "source": shown}), encoding="utf-8")
     _whole_again(part)
     for left in part.glob("content.part-*"):
         shutil.rmtree(left)
 
 
-def _has_content(path: Path) -> bool:
-    return path.is_file() and path.name not in (_SOURCE, "body.json", "token") and path.stat().st_size > 0
+def _noted(part: Path) -> dict[str, str] | None:
+    """Return what a folder of the unfinished says of itself; None: it is none of ours, or as good as empty."""
+    try:
+        note = json.loads((part / _NOTE).read_text(encoding="utf-8"))
+        return {key: str(note[key]) for key in (_MAGIC, "identity", "source")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_begun(part: Path) -> bool:
+    """Tell whether there is something that the next call could go on with."""
+    return any(
+        path.is_file()
+        and not (path.name.startswith(".") or path.name in ("body.json", "token"))
+        and path.stat().st_size > 0
+        for path in part.rglob("*")
+    )
 
 
 def _brought(source: str, part: Path, show: Show) -> Path:
@@ -294,9 +334,8 @@ def _finish(content: Path, target: Path, identity: str, source: str) -> Fetched:
     """Give the folder its stamp and its place."""
     paths = [f"{folder}/{file}" for folder, _, files in os.walk(content) for file in files]
     sizes, archives = [os.path.getsize(path) for path in paths], sum(map(is_archive, paths))
-    shown = kaggle_data(source).source if is_kaggle(source) else plain_url(source) if is_url(source) else identity
     date = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-    fetched = Fetched(target, shown, len(sizes), archives, sum(sizes), f"{date} UTC", is_new=True)
+    fetched = Fetched(target, _shown(source), len(sizes), archives, sum(sizes), f"{date} UTC", is_new=True)
     facts = {key: value for key, value in asdict(fetched).items() if key not in ("path", "is_new")}
     note = json.dumps({"identity": identity, "fetched": facts}, indent=1)
     (content / _STAMP).write_text(note + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hai.data.archives import is_archive, unpack
+from hai.data.archives import DamagedError, clean_name, is_archive, unpack
 from hai.errors import DataError, StorageError
 
 
@@ -67,6 +67,31 @@ def test_every_bad_member_is_listed_and_nothing_is_written(tmp_path):
     for words in ("absolute", "'..'", "link", "too long", "unprintable", "a file and a folder"):
         assert words in str(caught.value)
     assert sorted(os.listdir(tmp_path)) == ["a.zip"]
+
+
+def test_a_method_that_is_not_supported_is_no_damage(tmp_path):
+    path = zipped(tmp_path / "a.zip", [("a.jpg", b"1"), ("b.jpg", b"2")])
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 10] = 9  # Deflate64, as Windows packs large files
+    path.write_bytes(data)
+    with pytest.raises(
+        DataError, match=r"'b\.jpg' is compressed by method 9, which is not supported, repack it"
+    ) as caught:
+        unpack(path, tmp_path / "out")
+    assert not isinstance(caught.value, DamagedError)
+
+
+@pytest.mark.parametrize("space", [" ", "\u00a0", "\u202f", "\u3000"])
+def test_names_may_hold_the_spaces_of_all_scripts(tmp_path, space):
+    """macOS writes U+202F before the PM of a screenshot's name."""
+    name = f"Screenshot 9.41.00{space}PM.png"
+    path = zipped(tmp_path / "a.zip", [(name, b"1")])
+    assert tree(unpack(path, tmp_path / "out")) == {name: b"1"}
+
+
+@pytest.mark.parametrize("char", ["\t", "\n", "\x7f", "\x85", "\u2028", "\u2029", "\u202e"])
+def test_names_hold_nothing_that_garbles_a_terminal(char):
+    assert clean_name(f"a{char}b")[1] == "has unprintable characters in its name"
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])

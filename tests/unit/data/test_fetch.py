@@ -149,12 +149,54 @@ def test_an_interrupted_download_goes_on(web, to):
     assert tree(to) == FILES
 
 
-def test_what_is_left_of_another_source_goes(web, to):
+def test_what_was_downloaded_of_another_source_is_kept(web, to):
     web.files["/faces.zip"].breaks = [70_000] + [0] * 20
     with pytest.raises(StorageError):
-        fetch(f"{web.url}/faces.zip", to)
+        fetch(f"{web.url}/faces.zip?token=canary", to)
+    with pytest.raises(
+        ConfigError, match=r"faces\.part: holds an unfinished download of .*/faces\.zip; delete"
+    ) as caught:
+        fetch("kaggle:me/faces", to)
+    assert "canary" not in str(caught.value)
+    assert "canary" not in (to.with_name("faces.part") / ".hai-fetch.json").read_text()
+    web.files["/faces.zip"].breaks.clear()
+    fetch(f"{web.url}/faces.zip", to)
+    assert web.requests[-1] == ("GET", "/faces.zip", "bytes=70000-")
+
+
+def test_what_another_source_only_began_goes(web, to, monkeypatch):
+    def killed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "_brought", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(f"{web.url}/faces.zip", to)
+    assert os.listdir(to.parent) == ["faces.part"]
     fetch("kaggle:me/faces", to)
     assert tree(to) == FILES
+
+
+@pytest.mark.parametrize("name", ["source", ".hai-fetch.json"])
+@pytest.mark.parametrize("text", ["", "[]", '{"identity": "x", "source": "x"}'])
+def test_a_users_folder_beside_the_target_is_never_deleted(web, to, name, text):
+    part = to.with_name("faces.part")
+    part.mkdir()
+    (part / name).write_text(text)
+    (part / "thesis.tex").write_text("mine")
+    for source in (f"{web.url}/faces.zip", "kaggle:me/faces"):
+        with pytest.raises(ConfigError, match=r"faces\.part: is in the way"):
+            fetch(source, to)
+    assert sorted(os.listdir(part)) == sorted([name, "thesis.tex"])
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_beside_the_target_is_in_the_way(web, to, kind):
+    part = to.with_name("faces.part")
+    part.write_text("mine") if kind == "file" else part.symlink_to(to.parent)
+    with pytest.raises(ConfigError, match=r"faces\.part: is in the way"):
+        fetch(f"{web.url}/faces.zip", to)
+    assert web.requests == []
 
 
 def test_a_process_killed_while_unpacking_leaves_nothing_half(web, to, monkeypatch):
@@ -252,6 +294,38 @@ def test_logins_are_not_taken_from_addresses(to):
     with pytest.raises(ConfigError, match="must not hold a login") as caught:
         fetch("https://me:canary@example.org/x.zip", to)
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("chain", ["simplecache::", "zip://a.jpg::"])
+def test_chained_addresses_are_refused(web, to, chain):
+    """Nothing would take their signatures out of what is written."""
+    with pytest.raises(ConfigError, match=r"SOURCE = .* must not be a chain with '::'") as caught:
+        fetch(f"{chain}{web.url}/faces.zip?sig=canary", to)
+    assert "canary" not in str(caught.value)
+    assert os.listdir(to.parent) == []
+    assert web.requests == []
+
+
+def test_queries_that_name_the_data_are_no_signature(web, to):
+    fetch(f"{web.url}/faces.zip?set=train&sv=1&sig=2&skoid=3&se=4", to)
+    assert not fetch(f"{web.url}/faces.zip?set=train&sv=2&sig=3&skoid=4&ses=5", to).is_new
+    for name in ("set", "src", "seq", "sub"):
+        with pytest.raises(ConfigError, match=r"holds .* already"):
+            fetch(f"{web.url}/faces.zip?set=train&{name}=val", to)
+
+
+@pytest.mark.parametrize("kind", ["link", "mount"])
+def test_a_target_that_cannot_be_put_in_place_is_refused_before_anything_comes(web, to, tmp_path, monkeypatch, kind):
+    if kind == "link":
+        (tmp_path / "empty").mkdir()
+        to.symlink_to(tmp_path / "empty")
+    else:
+        to.mkdir()
+        monkeypatch.setattr(os.path, "ismount", lambda path: str(path) == str(to))
+    with pytest.raises(ConfigError, match=r"--to = .*/faces; is a link or a mount point, name a folder"):
+        fetch(f"{web.url}/faces.zip", to)
+    assert web.requests == []
+    assert os.listdir(to.parent) == ["faces"]
 
 
 def test_refusals_of_servers(web, to):
