@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -61,24 +63,35 @@ def _size(path: Path) -> int:
 
 
 def append_record(path: Path, record: FileRecord) -> None:
-    """Append a line in one write."""
+    """Append a line in one write, whole or not at all."""
+    line = _line(record)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, _line(record))
+        before = os.fstat(descriptor).st_size
+        if os.write(descriptor, line) < len(line):
+            os.ftruncate(descriptor, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(descriptor)
 
 
 def load_records(path: Path) -> dict[str, FileRecord]:
-    """Read the newest record of each file by its path; a line that a kill tore is passed over and cut off."""
+    """Read the newest record of each file by its path.
+
+    A line that a kill tore is cut off; one that is damaged is passed over, its file will be done again.
+    """
     if not path.exists():
         return {}
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         content = content[: content.rfind(b"\n") + 1]
         os.truncate(path, len(content))
-    records = (_record(json.loads(line)) for line in content.decode("utf-8").splitlines())
-    return {record.path: record for record in records}
+    records: dict[str, FileRecord] = {}
+    for line in content.split(b"\n"):  # splitlines() also cuts at what JSON leaves as it is
+        with suppress(ValueError, LookupError, TypeError, AttributeError):
+            record = _record(json.loads(line))
+            records[record.path] = record
+    return records
 
 
 def save_text(path: Path, text: str) -> None:

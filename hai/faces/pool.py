@@ -61,8 +61,9 @@ def crop_in_processes(
         try:
             while (source or waiting) and not stop():
                 while source and len(waiting) < (limit if limit == 1 else _AHEAD * limit):
-                    job = source.popleft()
+                    job = source[0]  # stays there if the pool is broken already
                     waiting[pool.submit(crop_file, job.path, job.kind, settings)] = job
+                    source.popleft()
                 for future in wait(waiting, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
                     yield waiting[future], future.result()
                     del waiting[future]
@@ -71,7 +72,7 @@ def crop_in_processes(
                 if not future.cancelled():
                     yield job, future.result()
         except BrokenProcessPool:
-            if source is suspects:
+            if source is suspects and waiting:
                 yield next(iter(waiting.values())), Harvest(error=CRASHED)
             else:
                 suspects.extend(waiting.values())

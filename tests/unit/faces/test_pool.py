@@ -1,0 +1,41 @@
+"""Processes that cut out faces: what becomes of the files when one of them ends."""
+
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from hai.faces import pool
+from hai.faces.crops import Harvest
+from hai.faces.pool import CRASHED, Job, crop_in_processes
+from hai.faces.settings import CropSettings
+
+JOBS = [Job(f"{number}.mp4", Path(f"{number}.mp4"), "video") for number in range(8)]
+
+
+class Pool:
+    """Does each file at once; is broken from the call `breaks` on."""
+
+    def __init__(self, breaks):
+        self.left = breaks
+
+    def submit(self, _, path, *rest):
+        self.left -= 1
+        if self.left < 0:
+            raise BrokenProcessPool("a process ended while nobody looked")
+        future = Future()
+        if path.name == "3.mp4":
+            future.set_exception(BrokenProcessPool("a process ended"))
+        else:
+            future.set_result(Harvest(num_frames=1))
+        return future
+
+    def shutdown(self, **_):
+        pass
+
+
+def test_no_file_is_lost_when_a_process_ends_between_two_files(monkeypatch):
+    pools = iter([Pool(3), Pool(1), *(Pool(99) for _ in range(9))])
+    monkeypatch.setattr(pool, "_started", lambda *_: next(pools))
+    found = list(crop_in_processes(JOBS, CropSettings(), lambda: False, num_workers=2))
+    assert sorted(job.name for job, _ in found) == [job.name for job in JOBS]
+    assert [job.name for job, harvest in found if harvest.error == CRASHED] == ["3.mp4"]
