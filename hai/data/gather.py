@@ -63,6 +63,8 @@ class Table:
     place: list[str]
     """Where a CSV names the row; "" if nowhere."""
     score: NDArray[np.float64]
+    has_test_list: NDArray[np.bool_]
+    """Whether the row's source names its whole test split."""
     number: NDArray[np.int64]
     """Position among all rows that the sources named."""
 
@@ -118,6 +120,7 @@ def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float,
                 image_id=rows.image_id or rows.path,
                 place=rows.place or [""] * size,
                 score=np.array(rows.score) if rows.score else np.full(size, np.nan),
+                has_test_list=np.full(size, rows.has_test_list),
                 number=np.zeros(size, dtype=np.int64),
             )
         )
@@ -189,18 +192,22 @@ def _allowed(data: DataConfig) -> NDArray[np.bool_]:
     return np.array([[config.splits is None or name in config.splits for name in SPLITS] for config in data.sources])
 
 
-def _shares(data: DataConfig) -> NDArray[np.float64]:
-    """Return the share of each split in the rows of each source that have none, [number of sources, 3]."""
+def _shares(table: Table, data: DataConfig) -> NDArray[np.float64]:
+    """Return the share of each split in what has none and is of a row's source, [N, 3]."""
     allowed = _allowed(data)
-    shares = np.where(allowed, data.split_ratios, 0.0)
-    shares = np.where(shares.sum(axis=1, keepdims=True) > 0, shares, allowed)
-    normalised: NDArray[np.float64] = shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-12)
-    return normalised
+    closed = allowed & (np.arange(len(SPLITS)) != SPLITS.index("test"))
+    closed[~closed.any(axis=1), SPLITS.index("val")] = True  # a source of test alone contributes the list alone
+    choices = np.stack([allowed, closed])
+    shares = np.where(choices, data.split_ratios, 0.0)
+    shares = np.where(shares.sum(axis=2, keepdims=True) > 0, shares, choices)
+    shares /= np.maximum(shares.sum(axis=2, keepdims=True), 1e-12)
+    of_rows: NDArray[np.float64] = shares[table.has_test_list.astype(np.int64), table.root]
+    return of_rows
 
 
 def is_divided(table: Table, data: DataConfig) -> bool:
     """Say whether some row has no split and more than one to go to."""
-    return bool(((table.split < 0) & ((_shares(data) > 0).sum(axis=1) > 1)[table.root]).any())
+    return bool(((table.split < 0) & ((_shares(table, data) > 0).sum(axis=1) > 1)).any())
 
 
 def _groups(table: Table, data: DataConfig) -> tuple[NDArray[np.int64], list[str]]:
@@ -245,7 +252,7 @@ def divide(table: Table, data: DataConfig, seed: int, unit: NDArray[np.int64]) -
     """Give every row a split, units whole, and keep the rows that their source contributes."""
     source, _ = codes_of(table.source)
     table.split = assign_splits(
-        table.split, table.label, source, unit, content_keys(table.sha256), _shares(data)[table.root], seed
+        table.split, table.label, source, unit, content_keys(table.sha256), _shares(table, data), seed
     )
     return table.rows(_allowed(data)[table.root, table.split])
 

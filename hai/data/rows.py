@@ -55,6 +55,8 @@ class Rows:
     """What stat_files says of the files, [N, 2]."""
     packed: Packed | None = None
     warnings: list[str] = field(default_factory=list)
+    has_test_list: bool = False
+    """The data's own list names the whole test split: no other row is divided into it."""
     labels: tuple[str, ...] = LABELS
     """Names of the label codes."""
     image_id: list[str] = field(default_factory=list)

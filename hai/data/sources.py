@@ -248,6 +248,7 @@ def _read_layout(root: Path, name: str) -> Rows:
         rows.add(path, str(file.path), file.label, split, file.group, source_name(name, file.source))
         rows.video.append(file.video)
     rows.warnings = [f"source {name}: {problem}" for problem in found.problems]
+    rows.has_test_list = {file.split for file in found.files} == {"", "test"}
     return rows
 
 

@@ -14,6 +14,7 @@ from hai.data.manifest import build_manifest, load_manifest, save_manifest
 from hai.data.pack import build_pack
 from hai.data.tiers import task_of
 from hai.errors import DataError
+from hai.types import SPLITS
 
 
 def touch(root: Path, *names: str) -> None:
@@ -417,6 +418,24 @@ def test_crops_that_lie_as_a_known_data_set_are_indexed_with_their_people(tmp_pa
     save_images(tmp_path, *crops)
     assert indexed(tmp_path) == {crops[0]: [0, "set", "000"], crops[1]: [1, "set/FaceSwap", "000"]}
     assert task_of(DataConfig(sources=[{"name": "set", "path": str(tmp_path)}])) == "detector"
+
+
+def test_crops_of_celeb_df_that_its_list_does_not_name_are_never_divided_into_test(tmp_path):
+    names = [f"Celeb-real/id{i}_0000/1.jpg" for i in range(20)]
+    save_images(tmp_path, *names, "YouTube-real/00000/1.jpg")
+    source = {"name": "set", "path": str(tmp_path)}
+
+    def splits(**more: object) -> dict[str, str]:
+        manifest = build_manifest(DataConfig(sources=[source | more]), 42, require=())
+        return {path: SPLITS[k] for path, k in zip(manifest.path, manifest.split.tolist(), strict=True)}
+
+    assert set(splits().values()) == {"train", "val", "test"}, "without the list a test split is drawn"
+    save(tmp_path / "List_of_testing_videos.txt", "1 YouTube-real/00000.mp4\n")
+    found = splits()
+    assert [name for name, split in found.items() if split == "test"] == ["YouTube-real/00000/1.jpg"]
+    assert {found[name] for name in names} == {"train", "val"}
+    assert splits(splits=["test"]) == {"YouTube-real/00000/1.jpg": "test"}
+    assert splits(splits=["val"]) == dict.fromkeys(names, "val")
 
 
 @pytest.mark.parametrize("name", ["Celeb-real/id0_0000.mp4", "real/000.mp4"])
