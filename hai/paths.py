@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -14,8 +15,11 @@ from typing import Final
 
 from hai.console import shown_bytes
 from hai.errors import StorageError
+from hai.masking import without_secrets
 
 __all__ = ["cache_folder", "check_room", "is_mount", "locked"]
+
+logger = logging.getLogger(__name__)
 
 _REMOTE_TYPES: Final = re.compile(
     r"fuse(\..+)?|nfs\d?|9p|cifs|smb3|smbfs|drvfs|vboxsf|prl_fs|ceph|glusterfs|lustre|beegfs|gpfs|afs|davfs"
@@ -79,7 +83,11 @@ def locked(name: str) -> Iterator[None]:
         raise StorageError(f"HAI_CACHE: {path} cannot be written ({reason}); name a writable folder") from None
     try:
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.warning("waiting for another process: %s", without_secrets(name))
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -97,15 +97,15 @@ def download(
     """
     body, notes = folder / "body", folder / "body.json"
     offer = _noted(notes) if body.exists() else None
-    failures = 0
+    failures, furthest = 0, _size(body)
     while offer is None or offer.size is None or _size(body) != offer.size:
-        had = _size(body)
         try:
             offer = _go_on(ask, body, notes, offer, where, refusal, before, progress)
             break
         except _PassingError as error:
             offer = _noted(notes)
-            failures = 1 if _size(body) > had else failures + 1
+            failures = 1 if _size(body) > furthest else failures + 1
+            furthest = max(furthest, _size(body))
             if failures >= error.tries:
                 hint = "to go on with the download" if _size(body) else "later, or check the address and the network"
                 raise StorageError(f"{where}: {error}; run again {hint}") from None

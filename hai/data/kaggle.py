@@ -19,7 +19,11 @@ from hai.masking import without_secrets
 __all__ = ["KaggleData", "KaggleLogin", "find_login", "is_kaggle", "kaggle_data", "kaggle_refusal", "kaggle_request"]
 
 _SITE: Final = "https://www.kaggle.com"
-_PAGE: Final = re.compile(r"https://(?:www\.)?kaggle\.com/(?:datasets/[\w.-]+/[\w.-]+|c(?:ompetitions)?/[\w.-]+)\S*")
+_PAGE: Final = re.compile(
+    r"https://(?:www\.)?kaggle\.com/"
+    r"(?P<data>datasets/[\w.-]+/[\w.-]+(?:/versions/\d+)?|c(?:ompetitions)?/[\w.-]+)(?:[/?#]\S*)?"
+)
+"""The address of a page as a browser shows it: of a dataset or competition, whichever tab is open."""
 _DATASET: Final = re.compile(r"(?:datasets/)?(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(?:/versions/(?P<version>\d+))?")
 _COMPETITION: Final = re.compile(r"c(?:ompetitions)?/(?P<name>[\w.-]+)(?:/(?:data|rules|overview))?")
 
@@ -67,8 +71,8 @@ def kaggle_data(source: str) -> KaggleData:
     Raises:
         ConfigError: it is neither a dataset nor a competition.
     """
-    path = source.removeprefix("kaggle:").partition("?")[0]
-    path = re.sub(r"^https://(?:www\.)?kaggle\.com/", "", path).strip("/")
+    path = source.removeprefix("kaggle:")
+    path = page["data"] if (page := _PAGE.fullmatch(path)) else path.partition("?")[0].strip("/")
     if match := _COMPETITION.fullmatch(path):
         return KaggleData("", match["name"])
     if (match := _DATASET.fullmatch(path)) and match["owner"] not in ("competitions", "datasets", "c"):

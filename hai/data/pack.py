@@ -42,7 +42,9 @@ PACK_FILE: Final = "pack.json"
 """A folder with this file is a pack."""
 
 _MAGIC: Final = b"HAIPACK1"
-_OURS: Final = re.compile(r"(?:(?:train|val|test)-\d{5}-[0-9a-f]{16}\.pack|index-[0-9a-f]{16}\.parquet)(?:\.part)?")
+_OURS: Final = re.compile(
+    r"(?:(?:train|val|test)-\d{5}-[0-9a-f]{16}\.pack|index-[0-9a-f]{16}\.parquet)(?:(?:\.[0-9a-f]{8})?\.part)?"
+)
 
 
 def build_pack(

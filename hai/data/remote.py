@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +41,7 @@ __all__ = [
 
 _CHUNK: Final = 16 << 20
 _STATE: Final = ".copied.json"
+_FLUSH_SECONDS: Final = 5.0
 _TOKENS: Final = (
     "etag",
     "ETag",
@@ -225,7 +228,7 @@ def copy_folder(url: str, to: Path, progress: Progress | None = None) -> int:
 
     Args:
         url: of the folder; hidden files are left out.
-        to: the local folder; what is no longer behind the URL is removed from it.
+        to: the local folder, for nothing else: what is not behind the URL is removed from it.
         progress: called with bytes (done, total).
 
     Returns:
@@ -240,7 +243,13 @@ def copy_folder(url: str, to: Path, progress: Progress | None = None) -> int:
     if not found:
         raise DataError(f"{url}: nothing is there; check the URL")
     _mirror(fs, root, to, found, "", is_whole=True, progress=progress)
-    (to / _STATE).unlink()
+    kept = {str(to / name) for name in found}
+    for folder, _, files in os.walk(to, topdown=False):
+        for path in (os.path.join(folder, file) for file in files):
+            if path not in kept:
+                os.unlink(path)
+        with suppress(OSError):  # it is not empty
+            os.rmdir(folder)
     return len(found)
 
 
@@ -315,7 +324,7 @@ def _mirror(
         for name, size in sizes.items()
         if copied.get(name) != tokens[name] or not (folder / name).is_file() or (folder / name).stat().st_size != size
     ]
-    done, total = 0, sum(sizes[name] for name in todo)
+    done, total, flushed = 0, sum(sizes[name] for name in todo), time.monotonic()
     check_room(folder, total, f"{root}: the copy")
 
     def add(count: int) -> None:
@@ -324,9 +333,18 @@ def _mirror(
         if progress:
             progress(done, total)
 
+    def remember() -> None:
+        temporary = state.with_name(f"{_STATE}.part")
+        temporary.write_text(json.dumps(copied), encoding="utf-8")
+        os.replace(temporary, state)
+
     def keep(positions: Any, results: list[int]) -> None:
+        nonlocal flushed
         copied.update({todo[i]: tokens[todo[i]] for i in positions})
         add(sum(results))
+        if time.monotonic() - flushed > _FLUSH_SECONDS:
+            remember()
+            flushed = time.monotonic()
 
     def copy(name: str) -> int:
         size = sizes[name]
@@ -341,9 +359,7 @@ def _mirror(
                 (folder / name).unlink(missing_ok=True)
                 del copied[name]
     finally:
-        temporary = state.with_name(f"{_STATE}.part")
-        temporary.write_text(json.dumps(copied), encoding="utf-8")
-        os.replace(temporary, state)
+        remember()
 
 
 def _token(info: dict[str, Any]) -> str:

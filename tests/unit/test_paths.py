@@ -17,16 +17,16 @@ def test_cache_folder(monkeypatch):
 
 def test_a_lock_keeps_other_processes_out_until_it_ends(tmp_path, monkeypatch):
     monkeypatch.setenv("HAI_CACHE", str(tmp_path))
-    code = (
-        "from hai.paths import locked\nprint('waiting', flush=True)\nwith locked('job'):\n    print('in', flush=True)\n"
-    )
+    code = "from hai.paths import locked\nwith locked('free'), locked('job'):\n    print('in', flush=True)\n"
     with locked("job"), locked("another job"):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waiting\n"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        assert process.stderr.readline() == "waiting for another process: job\n"
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
-    assert process.communicate()[0] == "in\n"
+    assert process.communicate() == ("in\n", "")
     assert process.returncode == 0
 
 

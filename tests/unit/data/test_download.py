@@ -105,6 +105,13 @@ def test_a_server_without_ranges_starts_over(web, tmp_path):
     assert ranges(web) == ["", "bytes=196608-", "bytes=65536-"]
 
 
+def test_a_server_without_ranges_that_always_breaks_off_is_given_up(web, tmp_path):
+    web.files["/x.zip"] = File(DATA, breaks=[PIECE, 2 * PIECE] * 10, has_ranges=False)
+    with pytest.raises(StorageError, match="run again to go on with the download"):
+        taken(web, tmp_path)
+    assert len(web.requests) == 7
+
+
 def test_damage_is_seen_by_the_servers_md5(web, tmp_path):
     right = base64.b64encode(hashlib.md5(DATA).digest()).decode()
     web.files["/x.zip"] = File(DATA, headers={"x-goog-hash": f"crc32c=abc==,md5={right}"})

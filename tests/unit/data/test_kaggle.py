@@ -70,6 +70,15 @@ def taken(data: KaggleData, folder: Path) -> bytes:
         ("https://www.kaggle.com/datasets/me/faces/versions/3", KaggleData("me", "faces", 3)),
         ("https://www.kaggle.com/competitions/contest/data?select=x", CONTEST),
         ("https://kaggle.com/c/contest/rules", CONTEST),
+        ("https://www.kaggle.com/competitions/contest/leaderboard", CONTEST),
+        ("https://www.kaggle.com/competitions/contest/overview/evaluation", CONTEST),
+        ("https://www.kaggle.com/competitions/contest#x", CONTEST),
+        ("https://www.kaggle.com/datasets/me/faces/data", FACES),
+        ("https://www.kaggle.com/datasets/me/faces/discussion/1?sort=hotness", FACES),
+        ("https://www.kaggle.com/datasets/me/faces?select=labels.csv", FACES),
+        ("https://www.kaggle.com/datasets/me/faces/#about", FACES),
+        ("https://www.kaggle.com/datasets/me/faces/versions/3/data?select=x", KaggleData("me", "faces", 3)),
+        ("kaggle:https://www.kaggle.com/datasets/me/faces/data", FACES),
     ],
 )
 def test_what_a_source_means(source, data):

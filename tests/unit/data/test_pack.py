@@ -164,6 +164,14 @@ def test_a_wrong_beginning_of_a_copy_is_thrown_away(tmp_path, faces):
     assert not list((tmp_path / "q").glob("*.part"))
 
 
+def test_what_is_left_of_another_versions_copy_goes(tmp_path, faces):
+    pack_data(faces, tmp_path / "p", 3)
+    part = next((tmp_path / "p").glob("train-*.pack")).name
+    (tmp_path / "q").mkdir()
+    partial_file(tmp_path / "q" / part, 5, sha256="0" * 64).write_bytes(b"old")
+    assert contents(copy_pack(tmp_path / "p", tmp_path / "q")) == contents(tmp_path / "p")
+
+
 def test_packs_at_urls(tmp_path, faces):
     manifest = pack_data(faces, tmp_path / "p", 3)
     fs = fsspec.filesystem("memory")

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import zipfile
@@ -12,7 +13,7 @@ from PIL import Image
 
 from hai.config.schema import SourceConfig
 from hai.data import remote
-from hai.data.remote import copy_file, local_copy
+from hai.data.remote import copy_file, copy_folder, local_copy, partial_file
 from hai.data.sources import load_source
 from hai.errors import DataError, StorageError
 
@@ -339,6 +340,34 @@ def test_an_interrupted_copy_goes_on(tmp_path, memory, monkeypatch):
     assert to.read_bytes() == data
     assert fs.requests == 4
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_was_copied_of_a_folder_is_written_down_on_the_way(tmp_path, memory, monkeypatch):
+    """A process that is killed gets no chance to do it at the end."""
+    monkeypatch.setattr(remote, "_FLUSH_SECONDS", -1.0)
+    for i in range(40):
+        memory.pipe_file(f"/bucket/d/{i}", b"12345")
+    known = []
+
+    def progress(done: int, total: int) -> None:
+        state = tmp_path / "d" / ".copied.json"
+        known.append(len(json.loads(state.read_text())) if state.exists() else 0)
+
+    assert copy_folder("memory://bucket/d", tmp_path / "d", progress) == 40
+    assert known[0] == 0
+    assert known[-1] >= 24
+    assert not (tmp_path / "d" / ".copied.json").exists()
+
+
+def test_what_a_killed_copy_left_of_older_versions_goes(tmp_path, memory):
+    memory.pipe_file("/bucket/d/real/a.jpg", b"12345")
+    to = tmp_path / "d"
+    for name in ("real", "gone"):
+        (to / name).mkdir(parents=True)
+    (to / "gone" / "gone.jpg").write_bytes(b"old")
+    partial_file(to / "real" / "a.jpg", 4, token="old").write_bytes(b"old")
+    assert copy_folder("memory://bucket/d", to) == 1
+    assert [str(path.relative_to(to)) for path in sorted(to.rglob("*"))] == ["real", "real/a.jpg"]
 
 
 def test_passing_trouble_is_tried_again(tmp_path, memory):
