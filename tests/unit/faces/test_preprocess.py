@@ -492,3 +492,9 @@ def test_the_sheet_shows_an_early_frame_of_what_has_no_face(tmp_path, monkeypatc
 
     monkeypatch.setattr(contact, "read_frames", breaks)
     assert decode_image(draw_contact_sheet([record], tmp_path, tmp_path)).shape[0] == 120
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_what_is_no_regular_file_holds_nobody_up(tmp_path, raw, kind):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert crop_file(tmp_path / "pipe.mp4", kind, SETTINGS) == Harvest(error="is no regular file")
