@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 __all__ = ["Frame", "read_frames", "uniform_positions"]
+
+
+_FORMATS: Final = "mov,matroska,avi,mpeg,mpegvideo,mpegts,asf,flv,h264,hevc,m4v,mjpeg,ogg"
+"""What the files that are listed as videos may hold; playlists, which lead FFmpeg to other files, are none of it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def read_frames(path: Path, num_frames: int, *, max_megapixels: float = 40.0, nu
     Args:
         path: the video file.
         num_frames: how many at most.
-        max_megapixels: larger frames are refused from the header.
+        max_megapixels: larger frames are refused, from the header where it says so.
         num_threads: of the decoder.
 
     Raises:
@@ -55,9 +59,7 @@ def read_frames(path: Path, num_frames: int, *, max_megapixels: float = 40.0, nu
     """
     with _opened(path) as container:
         stream = container.streams.video[0]
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if width * height > max_megapixels * 1e6:
-            raise DataError(f"{width}x{height} pixels a frame; at most {max_megapixels:g} megapixels")
+        _check_size(stream.codec_context, max_megapixels)
         total = sum(packet.size > 0 for packet in _packets(container))
     wanted = uniform_positions(total, num_frames) if total else []
     found = False
@@ -67,6 +69,7 @@ def read_frames(path: Path, num_frames: int, *, max_megapixels: float = 40.0, nu
             if not wanted:
                 return
             if index >= wanted[0] and not frame.is_corrupt:
+                _check_size(frame, max_megapixels)
                 found = True
                 wanted = [position for position in wanted if position > index]
                 image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
@@ -76,13 +79,19 @@ def read_frames(path: Path, num_frames: int, *, max_megapixels: float = 40.0, nu
         raise DataError("no frame of the video can be decoded" if total else "the video holds no frames")
 
 
+def _check_size(picture: Any, max_megapixels: float) -> None:
+    if picture.width * picture.height > max_megapixels * 1e6:
+        raise DataError(f"{picture.width}x{picture.height} pixels a frame; at most {max_megapixels:g} megapixels")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """Open a container that has a video stream; everything FFmpeg says about it is a DataError."""
     import av
 
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        limits = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        container = av.open(str(path), options=limits, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         if path.is_file() and path.stat().st_size == 0:
             raise DataError("the file is empty") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hai.data.images import decode_image, fit_image
 from hai.data.video import read_frames
-from hai.errors import DataError
 from hai.faces.journal import CropRecord, FileRecord
 from hai.types import LABELS
 
@@ -78,14 +78,14 @@ def _tile(output: Path, crop: CropRecord) -> Image.Image:
 
 
 def _frames(inputs: Path, record: FileRecord) -> Iterable[Image.Image]:
-    """Yield the middle of a video, or the image."""
+    """Yield one of the frames of a video that were looked at, the first, or the image."""
     path = inputs / record.path
     try:
         if record.kind == "video":
-            images = [frame.image for frame in read_frames(path, 1)]
+            images = [frame.image for frame in islice(read_frames(path, max(1, record.num_frames)), 1)]
         else:
             images = [decode_image(path.read_bytes())]
-    except (DataError, OSError):
+    except Exception:  # decoders raise anything on files that changed; the sheet then lacks a tile
         return
     for image in images:
         yield Image.fromarray(np.ascontiguousarray(fit_image(image, _TILE, "pad")))

@@ -130,6 +130,8 @@ def crop_file(path: Path, kind: str, settings: CropSettings) -> Harvest:
     cutter = FaceCutter.of(settings)
     if not path.exists():
         return Harvest(error="there is no such file", is_missing=True)
+    if not path.is_file():
+        return Harvest(error="is no regular file")
     frames: list[int] = []
     try:
         tracks, num_frames = find_tracks(_images(path, kind, settings, frames), cutter)

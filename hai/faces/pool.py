@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -57,7 +58,8 @@ def crop_in_processes(
     while (todo or suspects) and not stop():
         source, limit = (suspects, 1) if suspects else (todo, num_workers)
         waiting: dict[Future[Harvest], Job] = {}
-        pool = _started(limit)
+        begun, going = multiprocessing.Pipe(duplex=False)
+        pool = _started(limit, begun)
         try:
             while (source or waiting) and not stop():
                 while source and len(waiting) < (limit if limit == 1 else _AHEAD * limit):
@@ -77,26 +79,27 @@ def crop_in_processes(
             else:
                 suspects.extend(waiting.values())
         finally:
+            going.close()  # all that is wanted has come; whatever is in work still ends now
             pool.shutdown(wait=True, cancel_futures=True)
+            begun.close()
 
 
-def _started(num_workers: int) -> ProcessPoolExecutor:
+def _started(num_workers: int, begun: Connection) -> ProcessPoolExecutor:
+    """Start processes that end as soon as the other end of a pipe is closed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hai.faces.crops", "torch"])  # loaded once; processes then begin in no time
-    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin)
+    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_begin, initargs=(begun,))
 
 
-def _begin() -> None:
-    """Prepare a process: one thread, for the others have the other cores; an end as soon as its parent ends."""
+def _begin(begun: Connection) -> None:
+    """Prepare a process: one thread, as others have the other cores; an end when its parent wants it or is gone."""
     import torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(begun,), daemon=True).start()
 
 
-def _end_with(sentinel: int) -> None:
-    wait_for([sentinel])
+def _end_with(begun: Connection) -> None:
+    wait_for([begun])
     os._exit(1)

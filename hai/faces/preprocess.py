@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ import numpy as np
 
 import hai
 from hai.data.layouts import RawFile, RawSet, list_raw
-from hai.data.splits import assign_splits, codes_of
+from hai.data.splits import assign_splits, codes_of, linked
 from hai.errors import ConfigError, DataError, StorageError
 from hai.faces.contact import CONTACT_SHEET, draw_contact_sheet
 from hai.faces.crops import Harvest
@@ -34,8 +34,9 @@ __all__ = ["Request", "plan_splits", "run_preprocessing", "summarise"]
 
 _LABELS_CSV: Final = "labels.csv"
 _VERSION: Final = 1
-_MOST_NAME: Final = 60  # letters of a file's own name in those of its crops; three bytes each at worst
-_HEX: Final = 8
+_MOST_NAME: Final = 180  # bytes of a file's own name in those of its crops, which may have 255
+_HEX: Final = 12
+_COMPARED: Final = 1 << 16  # bytes that tell two files of one name and size apart
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,14 @@ def run_preprocessing(
     try:
         request.output.mkdir(parents=True, exist_ok=True)
         with locked(f"preprocess {os.path.abspath(request.output)}"):
-            head = _head(request, raw)
-            done = _done(request, raw, say)
+            head, former = _head(request, raw)
+            records = load_records(request.output / JOURNAL)
+            _check_names(request, raw, former, records)
+            done = _done(request, raw, records, say)
+            raw = _regrouped(raw, done)
             splits = plan_splits(request, raw, done)
             save_text(request.output / PREPROCESS, _json({**head, "status": "running"}))
-            if not _crop_all(request, raw, splits, done, cropper, show, stop):
+            if not _crop_all(request, raw, splits, records, done, cropper, show, stop):
                 return None
             return _finish(request, raw, done, head)
     except OSError as error:
@@ -111,8 +115,12 @@ def run_preprocessing(
 # -- what there is already ---------------------------------------------------------------------------------------------
 
 
-def _head(request: Request, raw: RawSet) -> dict[str, Any]:
-    """Describe what is done and how; refuse to go on in a folder that was begun in another way."""
+def _head(request: Request, raw: RawSet) -> tuple[dict[str, Any], str]:
+    """Describe what is done and how; refuse to go on in a folder that was begun in another way.
+
+    Returns:
+        The description, and the input of the run before, "" if this is the first.
+    """
     settings = request.settings
     names = [name for name in (settings.detector, settings.fallback_detector) if name]
     head = {
@@ -122,24 +130,24 @@ def _head(request: Request, raw: RawSet) -> dict[str, Any]:
         "detectors": [describe_detector(name, settings.detector_model) for name in names],
         "split_ratio": request.split_ratio,
         "seed": request.seed,
-        "input": str(request.input),
+        "input": os.path.abspath(raw.root),
         "layout": raw.layout,
     }
     path = request.output / PREPROCESS
     if not path.exists():
         if any(request.output.glob("*/*/*.[jp][pn]g")):
             raise ConfigError(f"--output = {request.output}; holds images that are not ours; name an empty folder")
-        return head
+        return head, ""
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         old, new = _flat(before), _flat(json.loads(_json(head)))
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise DataError(f"{path}: is damaged; remove {request.output} and begin again") from None
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     if changed:
         lines = [f"{key} = {new.get(key)!r}; {request.output} was begun with {old.get(key)!r}" for key in changed]
         raise ConfigError("\n".join(lines) + "\nname another --output, or repeat the command as it was")
-    return head
+    return head, str(before.get("input", ""))
 
 
 def _flat(head: dict[str, Any]) -> dict[str, Any]:
@@ -149,9 +157,37 @@ def _flat(head: dict[str, Any]) -> dict[str, Any]:
     return settings | detectors | {name: head[name] for name in ("version", "split_ratio", "seed")}
 
 
-def _done(request: Request, raw: RawSet, say: Callable[[str], None]) -> dict[str, FileRecord]:
-    """Load the records of files that need not be done again; what could not be used is tried again."""
-    records = load_records(request.output / JOURNAL)
+def _check_names(request: Request, raw: RawSet, former: str, records: dict[str, FileRecord]) -> None:
+    """Refuse another input than the former one if files of both have one name: the crops of one would be lost."""
+    if former in ("", os.path.abspath(raw.root)):
+        return
+    names = [
+        name
+        for name, path in ((_name(raw, file), file.path) for file in raw.files)
+        if (record := records.get(name)) and not record.error and _is_other(path, record.size, Path(former) / name)
+    ]
+    if names:
+        raise ConfigError(
+            f"--input = {request.input}; holds other files under the same names ({', '.join(names[:3])}"
+            f"{', ...' if len(names) > 3 else ''}) than {former}, which {request.output} was made from; name another "
+            "--output"
+        )
+
+
+def _is_other(path: Path, size: int, former: Path) -> bool:
+    """Say whether a file is not the one of that size that was done; where that is gone the size alone says so."""
+    if _size_of(path) != size:
+        return True
+    if not (path.is_file() and former.is_file()):
+        return False
+    with path.open("rb") as this, former.open("rb") as that:
+        return this.read(_COMPARED) != that.read(_COMPARED)
+
+
+def _done(
+    request: Request, raw: RawSet, records: dict[str, FileRecord], say: Callable[[str], None]
+) -> dict[str, FileRecord]:
+    """Return the records of files that need not be done again; what could not be used is tried again."""
     sizes = {_name(raw, file): _size_of(file.path) for file in raw.files}
     done = {
         name: record
@@ -164,6 +200,33 @@ def _done(request: Request, raw: RawSet, say: Callable[[str], None]) -> dict[str
     if elsewhere:
         say(f"note: {elsewhere} of them are not in {request.input} now; their crops stay")
     return done
+
+
+def _regrouped(raw: RawSet, done: dict[str, FileRecord]) -> RawSet:
+    """Join what was one group before with what is one now, since more data may connect people.
+
+    Args:
+        raw: the listing.
+        done: records of before; they take the groups, sources and videos of the listing.
+
+    Returns:
+        The listing with these groups.
+    """
+    files = {_name(raw, file): file for file in raw.files}
+    now = {name: file.group or name for name, file in files.items()}
+    before = [record.group for record in done.values()]
+    after = [now.get(name, record.group) for name, record in done.items()]
+    codes, groups = codes_of([*now.values(), *before, *after])
+    parts = linked(len(groups), codes[len(now) :].reshape(2, -1).T).tolist()
+    current, first = set(now.values()), dict[int, str]()
+    for group, part in sorted(zip(groups, parts, strict=True), key=lambda pair: pair[0] not in current):
+        first.setdefault(part, group)
+    joined = {group: first[part] for group, part in zip(groups, parts, strict=True)}
+    for name, record in done.items():
+        file = files.get(name)
+        source, video = (file.source, file.video or name) if file else (record.source, record.video)
+        done[name] = replace(record, group=joined[record.group], source=source, video=video)
+    return replace(raw, files=[replace(file, group=joined[now[name]]) for name, file in files.items()])
 
 
 def _name(raw: RawSet, file: RawFile) -> str:
@@ -235,12 +298,16 @@ def _crop_all(
     request: Request,
     raw: RawSet,
     splits: dict[str, str],
+    records: dict[str, FileRecord],
     done: dict[str, FileRecord],
     cropper: Cropper,
     show: Callable[[int, int], None],
     stop: Callable[[], bool],
 ) -> bool:
-    """Do what is not done yet, recording each file in `done` and on disk; returns False if it was stopped."""
+    """Do what is not done yet, recording each file in `done` and on disk; returns False if it was stopped.
+
+    What `records` say of a file is superseded, and crops that only they know are removed.
+    """
     files = {_name(raw, file): file for file in raw.files}
     jobs = [Job(name, file.path, file.kind) for name, file in files.items() if name not in done]
     total, num_done = len(files), len(files) - len(jobs)
@@ -252,6 +319,9 @@ def _crop_all(
                 "under one path, or run without RAY_ADDRESS"
             )
         record = _keep(request, files[job.name], job.name, splits[job.name], harvest)
+        if job.name in records:
+            for path in {crop.path for crop in records[job.name].crops} - {crop.path for crop in record.crops}:
+                (request.output / path).unlink(missing_ok=True)
         append_record(request.output / JOURNAL, record)
         done[job.name] = record
         num_done += 1
@@ -292,7 +362,8 @@ def _keep(request: Request, file: RawFile, name: str, split: str, harvest: Harve
 def _stem(name: str, source: str) -> str:
     """Name a file's crops: readable, and different for every file whatever its folder."""
     stem = unicodedata.normalize("NFC", "-".join(filter(None, (source, Path(name).stem))))
-    readable = re.sub(r"[^\w.-]+", "_", stem)[:_MOST_NAME].strip("._-") or "file"
+    short = re.sub(r"[^\w.-]+", "_", stem).encode()[:_MOST_NAME].decode(errors="ignore")
+    readable = short.strip("._-") or "file"
     return f"{readable}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:_HEX]}"
 
 
@@ -311,10 +382,10 @@ def _finish(request: Request, raw: RawSet, done: dict[str, FileRecord], head: di
         )
     save_text(request.output / JOURNAL, as_lines(records))
     save_text(request.output / _LABELS_CSV, table.getvalue())
-    sheet = request.output / CONTACT_SHEET
-    sheet.write_bytes(draw_contact_sheet(records, raw.root, request.output))
     result = {**head, "status": "finished", "summary": summarise(records, request.settings.detector)}
     save_text(request.output / PREPROCESS, _json(result))
+    sheet = request.output / CONTACT_SHEET
+    sheet.write_bytes(draw_contact_sheet(records, raw.root, request.output))
     return result
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,8 @@ def crop_on_ray(
     """
     task = ray.remote(num_cpus=1, max_retries=_TRIES - 1)(_crop_there)
     limit = num_workers or max(1, _AHEAD * int(ray.cluster_resources().get("CPU", 1)))
+    if settings.detector_model:
+        settings = replace(settings, detector_model=os.path.abspath(settings.detector_model))
     todo = iter(jobs)
     waiting: dict[Any, Job] = {}
     while True:
@@ -83,7 +86,7 @@ def crop_on_ray(
             job = next(todo, None)
             if job is None:
                 break
-            waiting[task.remote(job.path, job.kind, settings)] = job
+            waiting[task.remote(job.path.absolute(), job.kind, settings)] = job  # workers are in other folders
         if not waiting:
             return
         finished, _ = ray.wait(list(waiting), num_returns=1, timeout=_LOOK_SECONDS)

@@ -1,11 +1,11 @@
 """`hai preprocess` as processes: killed, stopped, with workers that die, and as tasks of a Ray cluster."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -123,38 +123,36 @@ def test_a_signal_finishes_the_files_in_work_and_says_how_to_go_on(raw, unbroken
     assert contents(output) == unbroken
 
 
-@pytest.mark.slow
+class Deadly(type(Path())):
+    """A path whose reader ends when it hears of it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
 def test_a_file_that_takes_its_process_down_is_named_and_the_others_are_done(raw, tmp_path):
-    """A pipe holds a process up, so it is known which one dies, and of what."""
-    pipe = tmp_path / "deadly.mp4"
-    os.mkfifo(pipe)
     videos = sorted((raw / "real").glob("person*.mp4"))
-    jobs = [Job(path.name, path, "video") for path in (videos[0], pipe, *videos[1:])]
-    deaths, done = [0], threading.Event()
-
-    def kill_readers() -> None:
-        """Kill whichever process waits for the pipe."""
-        while not done.wait(0.1):
-            for worker in psutil.Process().children(recursive=True):
-                try:
-                    waits = Path(f"/proc/{worker.pid}/wchan").read_text(encoding="ascii")
-                    if "fifo" in waits or "wait_for_partner" in waits:
-                        worker.kill()
-                        deaths[0] += 1
-                except (OSError, psutil.Error):
-                    continue
-
-    killer = threading.Thread(target=kill_readers)
-    killer.start()
-    try:
-        found = {job.name: harvest for job, harvest in crop_in_processes(jobs, SETTINGS, lambda: False, num_workers=2)}
-    finally:
-        done.set()
-        killer.join()
+    jobs = [Job(path.name, path, "video") for path in (videos[0], Deadly(tmp_path / "deadly.mp4"), *videos[1:])]
+    found = {job.name: harvest for job, harvest in crop_in_processes(jobs, SETTINGS, lambda: False, num_workers=2)}
     assert found.pop("deadly.mp4").error == CRASHED
     assert sorted(found) == [path.name for path in videos]
     assert all(len(harvest.crops) == 4 for harvest in found.values())
-    assert deaths[0] >= 2  # among others, and alone
+
+
+class Endless(type(Path())):
+    """A path whose reader never gets it."""
+
+    def __reduce__(self):
+        return time.sleep, (10_000,)
+
+
+def test_who_leaves_waits_for_no_file_in_work(raw, tmp_path):
+    first = raw / "real/person0.mp4"
+    jobs = [Job("a", first, "video"), Job("b", Endless(first), "video")]
+    results = crop_in_processes(jobs, SETTINGS, lambda: False, num_workers=2)
+    assert next(results)[0].name == "a"
+    results.close()
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow

@@ -105,3 +105,37 @@ def test_clips_of_people_give_sixteen_frames(real_data):
         assert len(frames) == 16
         assert len({frame.image.shape for frame in frames}) == 1
         assert len({frame.image.tobytes() for frame in frames}) == 16
+
+
+def test_frames_that_grow_behind_the_header_are_refused(tmp_path):
+    small = save_video(tmp_path / "small.ts", numbered(6), codec="mpeg2video")
+    large = save_video(tmp_path / "large.ts", numbered(6, 96, 128), codec="mpeg2video")
+    both = tmp_path / "both.ts"
+    both.write_bytes(small.read_bytes() + large.read_bytes())
+    assert len({frame.image.shape for frame in read_frames(both, 12)}) == 2
+    with pytest.raises(DataError, match=r"128x96 pixels a frame; at most 0\.01 megapixels"):
+        list(read_frames(both, 12, max_megapixels=0.01))
+
+
+@pytest.mark.parametrize(
+    "playlist",
+    ["ffconcat version 1.0\nfile b.avi\n", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nb.ts\n#EXT-X-ENDLIST\n"],
+)
+def test_a_playlist_is_no_video(tmp_path, playlist):
+    save_video(tmp_path / "b.avi", numbered(4))
+    save_video(tmp_path / "b.ts", numbered(4), codec="mpeg2video")
+    path = tmp_path / ("a.mp4" if "concat" in playlist else "a.m3u8")
+    path.write_text(playlist, encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be opened as a video"):
+        list(read_frames(path, 4))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [("mov", "h264"), ("m4v", "mpeg4"), ("mpg", "mpeg2video"), ("mpeg", "mpeg1video"), ("wmv", "wmv2"),
+     ("flv", "flv"), ("3gp", "h264"), ("ts", "mpeg2video")],
+)  # fmt: skip
+def test_every_kind_of_video_is_read(tmp_path, suffix, codec):
+    rate = 25 if codec.startswith("mpeg") else 10
+    path = save_video(tmp_path / f"a.{suffix}", numbered(8), codec=codec, rate=rate)
+    assert len(list(read_frames(path, 4))) == 4

@@ -3,11 +3,13 @@
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 
 from hai.faces import pool
 from hai.faces.crops import Harvest
 from hai.faces.pool import CRASHED, Job, crop_in_processes
 from hai.faces.settings import CropSettings
+from hai.launch.preprocess import crop_on_ray
 
 JOBS = [Job(f"{number}.mp4", Path(f"{number}.mp4"), "video") for number in range(8)]
 
@@ -39,3 +41,29 @@ def test_no_file_is_lost_when_a_process_ends_between_two_files(monkeypatch):
     found = list(crop_in_processes(JOBS, CropSettings(), lambda: False, num_workers=2))
     assert sorted(job.name for job, _ in found) == [job.name for job in JOBS]
     assert [job.name for job, harvest in found if harvest.error == CRASHED] == ["3.mp4"]
+
+
+class Ray:
+    """Notes what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def remote(self, **_):
+        return lambda task: SimpleNamespace(remote=lambda *given: self.asked.append(given) or len(self.asked))
+
+    def cluster_resources(self):
+        return {"CPU": 2}
+
+    def wait(self, references, **_):
+        return references, []
+
+    def get(self, _):
+        return Harvest()
+
+
+def test_workers_of_a_cluster_are_told_absolute_paths():
+    ray, settings = Ray(), CropSettings(detector="mediapipe", detector_model="model.tflite")
+    assert len(list(crop_on_ray(JOBS, settings, lambda: False, ray=ray))) == len(JOBS)
+    assert [given[0] for given in ray.asked] == [Path.cwd() / job.path for job in JOBS]
+    assert {given[2].detector_model for given in ray.asked} == {str(Path.cwd() / "model.tflite")}

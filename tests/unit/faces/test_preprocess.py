@@ -9,22 +9,32 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
-from videos import face_photo, save_raw, save_video, wall, with_face
+from videos import face_photo, numbered, save_raw, save_video, wall, with_face
 
 from hai.config import load_config
 from hai.data.images import decode_image
-from hai.data.layouts import list_raw
+from hai.data.layouts import RawFile, RawSet, list_raw
 from hai.data.manifest import build_manifest
 from hai.errors import ConfigError, DataError, StorageError
+from hai.faces import contact, preprocess
 from hai.faces.boxes import Face, square_around
-from hai.faces.crops import Harvest, crop_file
-from hai.faces.journal import append_record, load_records
+from hai.faces.contact import draw_contact_sheet
+from hai.faces.crops import Crop, Harvest, crop_file
+from hai.faces.journal import FileRecord, append_record, load_records
 from hai.faces.mtcnn import load_weights
 from hai.faces.preprocess import Request, plan_splits, run_preprocessing
 from hai.faces.settings import CropSettings, build_settings, load_settings
 
 SETTINGS = CropSettings(frames=4, image_size=96)
+PIXELS = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def described(monkeypatch):
+    """Describe the detector without its weights, for tests that use none."""
+    monkeypatch.setattr(preprocess, "describe_detector", lambda name, *_: {"name": name})
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +212,8 @@ def test_lost_crops_and_changed_videos_are_made_again(raw, made, tmp_path):
     cut = output / records["real/person2.mp4"].crops[0].path
     cut.write_bytes(cut.read_bytes()[:100])
     shutil.copy(raw / "real/person3.mp4", data / "fake/FaceSwap/swap0.mp4")
+    head = json.loads((output / "preprocess.json").read_text(encoding="utf-8"))
+    (output / "preprocess.json").write_text(json.dumps(head | {"input": str(data)}), encoding="utf-8")
     asked = []
 
     def cropper(jobs, settings, stop):
@@ -365,3 +377,135 @@ def test_a_split_ratio_of_0_makes_all_that_no_list_names_validation(tmp_path):
     request = Request(tmp_path, tmp_path / "crops", SETTINGS, split_ratio=0.0)
     splits = plan_splits(request, list_raw(tmp_path), {})
     assert splits == {f"{name}.mp4": "test" if name == names[1] else "val" for name in names}
+
+
+def found_in_all(jobs, settings, stop):
+    """Find a face in every file, without looking; how many crops it gives is in the file."""
+    for job in jobs:
+        data, number = job.path.read_bytes(), int(job.path.read_bytes()[:1])
+        crops = [Crop(at, 0, (0.0, 0.0, 9.0, 9.0), 1.0, "mtcnn", PIXELS + data) for at in range(number)]
+        yield job, Harvest(number, number, crops)
+
+
+def files_of(root, **contents):
+    """Write files; names are relative to the root, without .mp4, / written as __."""
+    for name, content in contents.items():
+        path = root / f"{name.replace('__', '/')}.mp4"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("content", "gone", "refused"),
+    [(b"22", False, True), (b"2", False, True), (b"1", False, False), (b"2", True, False), (b"22", True, True)],
+)
+def test_another_input_must_not_have_other_files_under_the_same_names(tmp_path, described, content, gone, refused):
+    first = files_of(tmp_path / "first", real__a=b"1", real__b=b"2")
+    output = tmp_path / "crops"
+    run(first, output, cropper=found_in_all)
+    before = contents(output)
+    second = files_of(tmp_path / "second", real__a=content, real__c=b"3")
+    if gone:
+        shutil.rmtree(first)
+    if refused:
+        with pytest.raises(ConfigError, match=r"holds other files under the same names \(real/a\.mp4\) than .*/first"):
+            run(second, output, cropper=found_in_all)
+        assert contents(output) == before
+    else:
+        result, _ = run(second, output, cropper=found_in_all)
+        assert result["summary"]["crops"] == 6
+
+
+def test_crops_of_what_a_file_was_before_do_not_stay(tmp_path, described):
+    data, output = files_of(tmp_path / "raw", real__a=b"3", real__b=b"2"), tmp_path / "crops"
+    run(data, output, cropper=found_in_all)
+    files_of(data, real__a=b"1 ")
+    run(data, output, cropper=found_in_all)
+    on_disk = {path.relative_to(output).as_posix() for path in output.glob("*/*/*.jpg")}
+    assert on_disk == {row["path"] for row in table(output)}
+    assert len(on_disk) == 3
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "7", '{"detectors": 1}', '{"detectors": [], "settings": {}}', "{"])
+def test_a_damaged_description_is_named(tmp_path, described, text):
+    data, output = files_of(tmp_path / "raw", real__a=b"1"), tmp_path / "crops"
+    output.mkdir()
+    (output / "preprocess.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"preprocess\.json: is damaged; remove"):
+        run(data, output, cropper=found_in_all)
+
+
+def listed(monkeypatch, root, groups):
+    """Let the listing say in which group each file is."""
+    files = [
+        RawFile(root / name, label=0, source="", group=group, split="", original="", kind="video")
+        for name, group in groups.items()
+    ]
+    monkeypatch.setattr(preprocess, "list_raw", lambda *_, **__: RawSet("generic", root, files, []))
+
+
+def test_groups_join_when_data_do(tmp_path, described, monkeypatch):
+    data = files_of(tmp_path / "raw", real__a=b"1", real__b=b"1", real__c=b"1", real__d=b"1")
+    output = tmp_path / "crops"
+    listed(monkeypatch, data, {"real/a.mp4": "id5", "real/b.mp4": "id5", "real/c.mp4": "id7"})
+    run(data, output, cropper=found_in_all, split_ratio=1.0)
+    listed(monkeypatch, data, {"real/a.mp4": "id1", "real/d.mp4": "id1"})  # b and c are not there now
+    run(data, output, cropper=found_in_all, split_ratio=1.0)
+    groups = {row["video"]: row["group"] for row in table(output)}
+    assert groups == {"real/a.mp4": "id1", "real/b.mp4": "id1", "real/c.mp4": "id7", "real/d.mp4": "id1"}
+    before = contents(output)
+    listed(monkeypatch, data, {"real/a.mp4": "id1", "real/c.mp4": "id7", "real/d.mp4": "id1"})
+    run(data, output, cropper=found_in_all, split_ratio=1.0)
+    assert contents(output) == before
+
+
+def test_data_that_join_what_was_divided_are_refused(tmp_path, described, monkeypatch):
+    data = files_of(tmp_path / "raw", real__a=b"1", real__b=b"1", real__c=b"1")
+    output = tmp_path / "crops"
+    listed(monkeypatch, data, {"real/a.mp4": "id5", "real/b.mp4": "id5"})
+    run(data, output, cropper=found_in_all, split_ratio=1.0)
+    record = load_records(output / "files.jsonl")["real/b.mp4"]
+    append_record(output / "files.jsonl", replace(record, split="val"))
+    listed(monkeypatch, data, {"real/a.mp4": "id1", "real/c.mp4": "id1"})
+    with pytest.raises(DataError, match="group 'id1' would be in train and val"):
+        run(data, output, cropper=found_in_all, split_ratio=1.0)
+
+
+def test_long_names_of_long_letters_fit(tmp_path, described):
+    name = "\U00020000" * 60
+    data, output = files_of(tmp_path / "raw", **{f"real__{name}": b"2"}), tmp_path / "crops"
+    result, _ = run(data, output, cropper=found_in_all)
+    assert result["summary"]["crops"] == 2
+
+
+def test_a_sheet_that_cannot_be_drawn_leaves_the_summary(tmp_path, described, monkeypatch):
+    data, output = files_of(tmp_path / "raw", real__a=b"2"), tmp_path / "crops"
+
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(preprocess, "draw_contact_sheet", fails)
+    with pytest.raises(MemoryError):
+        run(data, output, cropper=found_in_all)
+    assert json.loads((output / "preprocess.json").read_text(encoding="utf-8"))["summary"]["crops"] == 2
+
+
+def test_the_sheet_shows_an_early_frame_of_what_has_no_face(tmp_path, monkeypatch):
+    save_video(tmp_path / "real/a.mp4", numbered(40))
+    record = FileRecord("real/a.mp4", 1, "video", 0, "", "a", "a", "train", 8, 0, "")
+    sheet = decode_image(draw_contact_sheet([record], tmp_path, tmp_path))
+    assert sheet[60:80, 280:310].mean() == pytest.approx(4 * 2, abs=3)  # of 5 frames each the middle, of 40
+
+    def breaks(*_):
+        raise RuntimeError("a decoder's own")
+        yield
+
+    monkeypatch.setattr(contact, "read_frames", breaks)
+    assert decode_image(draw_contact_sheet([record], tmp_path, tmp_path)).shape[0] == 120
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_what_is_no_regular_file_holds_nobody_up(tmp_path, raw, kind):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert crop_file(tmp_path / "pipe.mp4", kind, SETTINGS) == Harvest(error="is no regular file")
