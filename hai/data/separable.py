@@ -133,7 +133,9 @@ def drawn_rows(unit: NDArray[np.int64], shuffled: NDArray[np.uint64], most: int,
         seed: of the draws.
     """
     own = hash_keys(seed, _SAMPLE_DRAW, 1, np.arange(len(unit)))
-    return np.lexsort((own, np.where(np.bincount(unit)[unit] > large_unit(most), own, shuffled[unit])))
+    place = np.where(np.bincount(unit)[unit] > large_unit(most), own, shuffled[unit])
+    order: NDArray[np.int64] = np.lexsort((own, place))
+    return order
 
 
 def _fair_part(counts: NDArray[np.int64], most: int) -> int:
