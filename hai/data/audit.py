@@ -19,7 +19,7 @@ from hai.data.gather import Table, divide, divided_groups, is_divided, join_comp
 from hai.data.looks import BYTES_PER_PIXEL, FACTS, PATCH, Looks, look_at, without_detail
 from hai.data.manifest import Manifest, Problem
 from hai.data.rows import COMPARED, Rows, raise_faults
-from hai.data.separable import FEWEST, Plan, Separation, features_of, plan_test, separate
+from hai.data.separable import FEWEST, Plan, Separation, drawn_rows, features_of, large_unit, plan_test, separate
 from hai.data.sources import DETECTOR, load_source
 from hai.data.splits import codes_of, components, linked
 from hai.data.tiers import ranked_form
@@ -229,16 +229,8 @@ def _looked_at(unit: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int6
     """
     if len(unit) <= most:
         return np.arange(len(unit))
-    size = np.bincount(unit)
-    own = hash_keys(seed, _LOOK_DRAW, 1, np.arange(len(unit)))
-    shared = hash_keys(seed, _LOOK_DRAW, 0, np.arange(len(size)))[unit]
-    place = np.where(size[unit] > _large(most), own, shared)
-    return np.sort(np.lexsort((own, place))[:most])
-
-
-def _large(most: int) -> int:
-    """Return how many images a unit may have to be taken whole."""
-    return max(most // 100, 16)
+    shuffled = hash_keys(seed, _LOOK_DRAW, np.arange(int(unit.max()) + 1))
+    return np.sort(drawn_rows(unit, shuffled, most, seed)[:most])
 
 
 def _notes(table: Table, looked: int, most: int, data: DataConfig, seed: int) -> list[str]:
@@ -246,7 +238,7 @@ def _notes(table: Table, looked: int, most: int, data: DataConfig, seed: int) ->
     if looked < len(table.path):
         notes.append(
             f"headers and pixels of {looked:,} of {len(table.path):,} images were looked at, groups drawn at "
-            f"random and of groups of more than {_large(most):,} a part; equal files, groups and counts are of all"
+            f"random and of groups of more than {large_unit(most):,} a part; equal files, groups and counts are of all"
         )
     undivided = int((table.split < 0).sum())
     if undivided:

@@ -17,7 +17,7 @@ from hai.data.splits import codes_of
 from hai.label_audit import out_of_fold_scores
 from hai.rank_metrics import concordance, resampled_weights
 
-__all__ = ["FEWEST", "Column", "Plan", "Separation", "features_of", "plan_test", "separate"]
+__all__ = ["FEWEST", "Column", "Plan", "Separation", "drawn_rows", "features_of", "large_unit", "plan_test", "separate"]
 
 Column = NDArray[Any] | Sequence[str]
 """A fact of each image: numbers or texts, [N]."""
@@ -65,7 +65,7 @@ def plan_test(target: NDArray[Any], unit: NDArray[np.int64], most: int, seed: in
     Args:
         target: class of each image, [N]; -1: none.
         unit: number of what it belongs with, [N].
-        most: images to take at most; whole units, as even over the classes as they go.
+        most: images to take at most; whole units, of large ones a part, as even over the classes as they go.
         seed: of the draws.
 
     Returns:
@@ -105,21 +105,37 @@ def _num_folds(target: NDArray[np.int64], unit: NDArray[np.int64]) -> int:
 
 
 def _drawn(target: NDArray[np.int64], unit: NDArray[np.int64], most: int, seed: int) -> NDArray[np.bool_]:
-    """Choose whole units until each class has its part of `most`."""
+    """Choose units until each class has its part of `most`, of large units some images."""
     if len(target) <= most:
         return np.ones(len(target), dtype=np.bool_)
     codes = np.unique(unit, return_inverse=True)[1].reshape(-1)
     first, shuffled = _units(target, codes, seed)
-    size = np.bincount(codes)
-    counts = np.unique(target, return_counts=True)[1]
-    part = _fair_part(counts, most)
-    chosen = np.zeros(len(size), dtype=np.bool_)
+    part = _fair_part(np.unique(target, return_counts=True)[1], most)
+    rows = drawn_rows(codes, shuffled, part, seed)
+    chosen = np.zeros(len(target), dtype=np.bool_)
     for code in np.unique(first):
-        members = np.flatnonzero(first == code)
-        members = members[np.argsort(shuffled[members], kind="stable")]
-        before = np.cumsum(size[members]) - size[members]
-        chosen[members[before < part]] = True
-    return chosen[codes]
+        chosen[rows[first[codes[rows]] == code][:part]] = True
+    return chosen
+
+
+def large_unit(most: int) -> int:
+    """Return how many images a unit may have to be drawn whole where `most` images are."""
+    return max(most // 100, 16)
+
+
+def drawn_rows(unit: NDArray[np.int64], shuffled: NDArray[np.uint64], most: int, seed: int) -> NDArray[np.int64]:
+    """Order images at random, those of a unit together; those of a large unit apart, so that it does not fill a sample.
+
+    Args:
+        unit: number of each image's unit, [N].
+        shuffled: a random number of each unit, [U].
+        most: images that are going to be taken from the beginning.
+        seed: of the draws.
+    """
+    own = hash_keys(seed, _SAMPLE_DRAW, 1, np.arange(len(unit)))
+    place = np.where(np.bincount(unit)[unit] > large_unit(most), own, shuffled[unit])
+    order: NDArray[np.int64] = np.lexsort((own, place))
+    return order
 
 
 def _fair_part(counts: NDArray[np.int64], most: int) -> int:
