@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["print_table", "shown", "shown_bytes"]
+__all__ = ["plain", "print_table", "shown", "shown_bytes"]
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -24,6 +24,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         table.add_row(*(Text(shown(value)) for value in row))
     width = None if sys.stdout.isatty() else 1000  # nothing is cut or folded where a program reads along
     Console(width=width, highlight=False).print(table)
+
+
+def plain(text: str) -> str:
+    """Write a file's name so that it stays within its line."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def shown(value: Any) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.console import plain
 from hai.data import audit_checks as checks
-from hai.data.audit_checks import Finding, plain
+from hai.data.audit_checks import Finding
 from hai.data.comparisons import comparison_units
 from hai.data.content import Progress
 from hai.data.draws import hash_keys, permutation

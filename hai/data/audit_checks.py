@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.console import plain
 from hai.data.duplicates import close_pairs, look_alike, thumbnail_hashes
 from hai.data.gather import repeats
 from hai.data.layouts import MANIPULATIONS
@@ -30,7 +31,6 @@ __all__ = [
     "near_copies",
     "near_sets",
     "odd_files",
-    "plain",
     "small",
 ]
 
@@ -59,11 +59,6 @@ class Finding:
     """Names, those that belong together in one list; the first 1,000."""
     rows: list[list[int]] = field(default_factory=list)
     """Positions in the manifest of the same, where they are images."""
-
-
-def plain(text: str) -> str:
-    """Write a file's name so that it stays within its line."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _about(

@@ -92,7 +92,7 @@ def _started(num_workers: int, begun: Connection) -> ProcessPoolExecutor:
 
 
 def _begin(begun: Connection) -> None:
-    """Prepare a process: one thread, since others have the other cores; an end as soon as its parent wants or is gone."""
+    """Prepare a process: one thread, as others have the other cores; an end once its parent wants it or is gone."""
     import torch
 
     torch.set_num_threads(1)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hai.checkpoint.records import save_json, save_text
+from hai.console import plain
 from hai.data.audit import ALL_FACTS, THUMBNAIL, WARN_FROM, Audit, Separability
-from hai.data.audit_checks import Finding, plain
+from hai.data.audit_checks import Finding
 from hai.data.looks import BYTES_PER_PIXEL, Looks
 from hai.data.remote import plain_url
 from hai.errors import StorageError
