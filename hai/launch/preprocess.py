@@ -151,7 +151,7 @@ def _tell(summary: dict[str, Any], output: Path) -> None:
         rows.append(
             [
                 part["label"],
-                plain(part["source"]) or None,
+                source or None,
                 part["files"],
                 part["files_with_faces"],
                 found,
