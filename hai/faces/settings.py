@@ -16,6 +16,9 @@ __all__ = ["PREPROCESS", "CropSettings", "as_record", "build_settings", "load_se
 PREPROCESS: Final = "preprocess.json"
 """Name of the file beside the crops that tells how they were made."""
 
+_MOST_BYTES: Final = 2 << 30
+"""Of the crops of one person in a video, which are in memory until it ends."""
+
 
 @dataclass(frozen=True)
 class CropSettings:
@@ -76,6 +79,11 @@ def build_settings(**given: Any) -> CropSettings:
     size = given.get("image_size", 224)
     if size != 0 and not 32 <= size <= 2048:
         wrong.append(f"--image-size = {size}; must be between 32 and 2048, or 0 to keep the pixels as they are")
+    frames = given.get("frames", 16)
+    if 3 * frames * size**2 > _MOST_BYTES:
+        wrong.append(
+            f"--frames = {frames} of --image-size = {size}; must fit into 2 GiB of memory; take fewer or smaller"
+        )
     model = given.get("detector_model")
     if model is not None and "mediapipe" not in (detector, fallback):
         wrong.append(f"--detector-model = {model}; only mediapipe takes one; leave it out")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hai.console import print_table
+from hai.console import plain, print_table
 from hai.faces.contact import CONTACT_SHEET
 from hai.faces.crops import Harvest, crop_file
 from hai.faces.pool import CRASHED, Cropper, Job, crop_in_processes, num_cores
@@ -130,7 +130,7 @@ def _stopped_by_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(plain(line), file=sys.stderr, flush=True)
 
 
 def _tell(summary: dict[str, Any], output: Path) -> None:
@@ -146,9 +146,17 @@ def _tell(summary: dict[str, Any], output: Path) -> None:
     print(f"faces found: in {summary['frames_with_faces']} of {summary['frames']} frames{rate}{fallback}")
     rows = []
     for part in summary["by_source"]:
+        source = plain(part["source"])
         found = None if part["face_rate"] is None else f"{100 * part['face_rate']:.1f} %"
         rows.append(
-            [part["label"], part["source"] or None, part["files"], part["files_with_faces"], found, part["crops"]]
+            [
+                part["label"],
+                source or None,
+                part["files"],
+                part["files_with_faces"],
+                found,
+                part["crops"],
+            ]
         )
     print_table(["label", "source", "files", "with faces", "frames with a face", "crops"], rows)
     print()
@@ -162,7 +170,7 @@ def _tell(summary: dict[str, Any], output: Path) -> None:
     lines = [f"unusable: {path}: {reason}" for path, reason in summary["unusable"].items()]
     lines += [f"no face: {path}" for path in summary["without_face"]]
     for line in lines[:_MOST_LINES]:
-        print(line, file=sys.stderr)
+        print(plain(line), file=sys.stderr)
     if len(lines) > _MOST_LINES:
         print(f"and {len(lines) - _MOST_LINES} more, see {output / PREPROCESS}", file=sys.stderr)
     if not summary["crops"]:

@@ -313,6 +313,7 @@ def test_a_machine_without_the_data_ends_the_work(raw, tmp_path):
         ({"frames": 0}, "--frames = 0; must be between 1 and"),
         ({"margin": -0.1}, "--face-margin = -0.1; must be between 0 and 2"),
         ({"image_size": 7}, "--image-size = 7; must be between 32 and 2048, or 0"),
+        ({"frames": 10_000, "image_size": 2048}, "--frames = 10000 of --image-size = 2048; must fit into 2 GiB"),
         ({"detector_model": "x.tflite"}, "--detector-model = x.tflite; only mediapipe takes one"),
         ({"detector": "mediapipe"}, "--detector-model is missing; mediapipe needs a model file"),
     ],
