@@ -86,8 +86,9 @@ def train(
     Raises:
         HaiError: as the verb.
     """
+    from hai.checkpoint.reach import reach
     from hai.checkpoint.records import SUMMARY, parse_json
-    from hai.checkpoint.remote import locate, reach
+    from hai.checkpoint.remote import locate
     from hai.config.load import load_config
     from hai.launch.train import run_training
 

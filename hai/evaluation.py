@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.checkpoint.reach import reach
 from hai.checkpoint.records import CONFIG, METRICS, REPORT, parse_records, save_json, save_text
-from hai.checkpoint.remote import check_storage, is_bucket, local_folder, open_remote, reach
+from hai.checkpoint.remote import check_storage, is_bucket, local_folder, open_remote
 from hai.config.schema import DataConfig, RunConfig, SourceConfig
 from hai.data.remote import plain_url
 from hai.errors import ConfigError, DataError, StorageError

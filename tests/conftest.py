@@ -92,6 +92,22 @@ def unbroken(tiny_detector: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return storage / "tiny"
 
 
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw data: moving faces, a wall without one, an image, broken files; skips without the weights of MTCNN."""
+    from videos import save_raw
+
+    from hai.errors import ConfigError
+    from hai.faces.mtcnn import load_weights
+
+    pytest.importorskip("skimage")
+    try:
+        load_weights()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    return save_raw(tmp_path_factory.mktemp("raw"))
+
+
 @pytest.fixture
 def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A client of an S3 server of this test's own, which holds the empty bucket `bucket`; the cache is empty too."""

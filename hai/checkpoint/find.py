@@ -19,7 +19,8 @@ from hai.checkpoint.format import (
     refuse,
     step_of,
 )
-from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate, reach
+from hai.checkpoint.reach import reach
+from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate
 from hai.checkpoint.transfer import (
     CHECKPOINTS,
     Refusal,

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from hai.checkpoint import records
-from hai.checkpoint.remote import Location, reach, within
-from hai.errors import CheckpointError
+from hai.checkpoint.reach import reach, within
+from hai.checkpoint.remote import Location
+from hai.errors import CheckpointError, StorageError
 from hai.paths import locked
 from hai.types import Record
 
@@ -180,8 +181,8 @@ class Owner:
 def is_owner(location: Location, attempt: str) -> bool:
     """Tell whether nobody else has taken the run; a storage that does not answer has no news."""
     try:
-        owner = within(_CALL_LIMIT_S, lambda: _read(location))
-    except Exception:
+        owner = reach(_name_of(location), lambda: _read(location), _CALL_LIMIT_S)
+    except StorageError:
         return True
     return owner is None or owner.get("attempt") in (None, attempt)
 

@@ -6,19 +6,18 @@ import contextlib
 import errno
 import hashlib
 import os
-import queue
 import re
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol
 
 from typing_extensions import override
 
 from hai.checkpoint.files import TEMPORARY, read_blocks
+from hai.checkpoint.reach import reach
 from hai.errors import StorageError
 from hai.paths import cache_folder, is_mount
 
@@ -33,20 +32,10 @@ __all__ = [
     "local_folder",
     "locate",
     "open_remote",
-    "reach",
-    "within",
 ]
-
-Result = TypeVar("Result")
 
 _ATTEMPT: Final = re.compile(r"attempt-(\d{1,9})")
 _OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "hf")
-_INSTALL: Final = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-_LOG_IN: Final = {
-    "s3": "run `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
-    "gcs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
-}
 _DISK_ERRORS: Final = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "you may not write there",
@@ -56,7 +45,6 @@ _DISK_ERRORS: Final = {
     errno.ENOTDIR: "a file is in the way",
     errno.EEXIST: "a file is in the way",
 }
-_CHECK_LIMIT_S: Final = 30.0
 _BLOCK: Final = 16 << 20
 
 
@@ -342,62 +330,6 @@ def check_storage(storage: str) -> None:
     except OSError as error:
         reason = _DISK_ERRORS.get(error.errno or 0, error.strerror or str(error))
         raise StorageError(f"storage: {folder}: {reason}; choose another folder with --storage") from error
-
-
-def reach(url: str, function: Callable[[], Result]) -> Result:
-    """Call a storage within a time limit and turn its many kinds of error into one line.
-
-    Raises:
-        StorageError: what is wrong and how to mend it.
-    """
-    try:
-        return within(_CHECK_LIMIT_S, function)
-    except Exception as error:
-        raise StorageError(f"storage: {url}: {_explain(url, error)}") from error
-
-
-def _explain(url: str, error: Exception) -> str:
-    protocol = url.partition("://")[0]
-    text = (str(error).strip().splitlines() or [""])[0][:200]
-    log_in = _LOG_IN.get(protocol, "check your credentials for it")
-    if isinstance(error, ImportError):
-        package = _INSTALL.get(protocol)
-        return f"{text}; pip install {package}" if package else text
-    if isinstance(error, ValueError) and "rotocol" in text:
-        return f"no such scheme {protocol!r}; use a folder, s3://BUCKET/..., gs://BUCKET/... or another fsspec URL"
-    if "redential" in type(error).__name__ + text or "DefaultCredentials" in type(error).__name__:
-        return f"no credentials ({text}); {log_in}"
-    if isinstance(error, PermissionError) or any(mark in text for mark in ("403", "401", "Forbidden", "Access Denied")):
-        return f"access refused ({text}); {log_in}"
-    if isinstance(error, FileNotFoundError):
-        return f"no such bucket or folder ({text}); create it, or check its name"
-    if isinstance(error, TimeoutError):
-        return f"{text}; check the network"
-    return f"{type(error).__name__}: {text}"
-
-
-def within(limit_s: float, function: Callable[[], Result]) -> Result:
-    """Call a function in a thread of its own and wait only so long; a call that hangs is left behind.
-
-    Raises:
-        TimeoutError: there was no answer in time.
-    """
-    answer: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
-
-    def call() -> None:
-        try:
-            answer.put((function(), None))
-        except BaseException as error:
-            answer.put((None, error))
-
-    threading.Thread(target=call, name="hai-storage", daemon=True).start()
-    try:
-        result, error = answer.get(timeout=limit_s)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {limit_s:.0f} s") from None
-    if error is not None:
-        raise error
-    return cast("Result", result)
 
 
 def _is_object_store(filesystem: Any) -> bool:

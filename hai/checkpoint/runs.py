@@ -11,7 +11,8 @@ from typing import Any
 
 from hai.checkpoint import records
 from hai.checkpoint.owner import STALE_S, Owner
-from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate, reach
+from hai.checkpoint.reach import reach
+from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate
 from hai.config.text import parse_yaml
 from hai.types import Record
 

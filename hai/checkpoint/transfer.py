@@ -27,7 +27,8 @@ from hai.checkpoint.format import (
     step_of,
     verify_checkpoint,
 )
-from hai.checkpoint.remote import Mount, Remote, within
+from hai.checkpoint.reach import within
+from hai.checkpoint.remote import Mount, Remote
 from hai.errors import CheckpointError, HaiError, StorageError
 
 __all__ = [

@@ -134,8 +134,9 @@ def train(
 def _config_of_run(reference: str, settings: list[str]) -> tuple[RunConfig, str]:
     """Read the config that a run folder, or that of a checkpoint in it, keeps; and the run's name."""
     from hai.checkpoint.find import split_reference
+    from hai.checkpoint.reach import reach
     from hai.checkpoint.records import CONFIG
-    from hai.checkpoint.remote import locate, reach
+    from hai.checkpoint.remote import locate
     from hai.config.load import config_from_yaml_text
 
     parent, name = split_reference(reference)

@@ -39,7 +39,7 @@ _SHOWN: Final = 120
 _LISTED: Final = 50
 _DAMAGED: Final = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError),
-    *(NotImplementedError, RuntimeError, ValueError, struct.error, OverflowError, MemoryError),
+    *(RuntimeError, ValueError, struct.error, OverflowError, MemoryError),
 )
 """What the libraries raise on damaged bytes; MemoryError where a header asks for a huge dictionary."""
 

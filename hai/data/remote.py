@@ -53,7 +53,7 @@ _TOKENS: Final = (
     "last_modified",
     "created",
 )
-_FINAL: Final = (FileNotFoundError, PermissionError, NotImplementedError, IsADirectoryError)
+_FINAL: Final = (FileNotFoundError, PermissionError, IsADirectoryError)
 
 
 def is_url(path: str) -> bool:

@@ -9,28 +9,26 @@ import json
 import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 import hai
 from hai.data.layouts import RawFile, RawSet, list_raw
-from hai.data.splits import assign_splits, codes_of, linked
 from hai.errors import ConfigError, DataError, StorageError
 from hai.faces.contact import CONTACT_SHEET, draw_contact_sheet
 from hai.faces.crops import Harvest
 from hai.faces.detectors import describe_detector
+from hai.faces.division import name_of, plan_splits, regroup
 from hai.faces.journal import JOURNAL, CropRecord, FileRecord, append_record, as_lines, load_records, save_text
 from hai.faces.pool import Cropper, Job
 from hai.faces.settings import PREPROCESS, CropSettings, as_record
+from hai.faces.summary import summarise
 from hai.paths import locked
-from hai.types import LABELS, SPLITS
+from hai.types import LABELS
 
-__all__ = ["Request", "plan_splits", "run_preprocessing", "summarise"]
+__all__ = ["Request", "run_preprocessing"]
 
 _LABELS_CSV: Final = "labels.csv"
 _VERSION: Final = 1
@@ -102,8 +100,8 @@ def run_preprocessing(
             records = load_records(request.output / JOURNAL)
             _check_names(request, raw, former, records)
             done = _done(request, raw, records, say)
-            raw = _regrouped(raw, done)
-            splits = plan_splits(request, raw, done)
+            raw = regroup(raw, done)
+            splits = plan_splits(raw, done, request.split_ratio, request.seed)
             save_text(request.output / PREPROCESS, _json({**head, "status": "running"}))
             if not _crop_all(request, raw, splits, records, done, cropper, show, stop):
                 return None
@@ -163,7 +161,7 @@ def _check_names(request: Request, raw: RawSet, former: str, records: dict[str, 
         return
     names = [
         name
-        for name, path in ((_name(raw, file), file.path) for file in raw.files)
+        for name, path in ((name_of(raw, file), file.path) for file in raw.files)
         if (record := records.get(name)) and not record.error and _is_other(path, record.size, Path(former) / name)
     ]
     if names:
@@ -188,7 +186,7 @@ def _done(
     request: Request, raw: RawSet, records: dict[str, FileRecord], say: Callable[[str], None]
 ) -> dict[str, FileRecord]:
     """Return the records of files that need not be done again; what could not be used is tried again."""
-    sizes = {_name(raw, file): _size_of(file.path) for file in raw.files}
+    sizes = {name_of(raw, file): _size_of(file.path) for file in raw.files}
     done = {
         name: record
         for name, record in records.items()
@@ -202,93 +200,11 @@ def _done(
     return done
 
 
-def _regrouped(raw: RawSet, done: dict[str, FileRecord]) -> RawSet:
-    """Join what was one group before with what is one now, since more data may connect people.
-
-    Args:
-        raw: the listing.
-        done: records of before; they take the groups, sources and videos of the listing.
-
-    Returns:
-        The listing with these groups.
-    """
-    files = {_name(raw, file): file for file in raw.files}
-    now = {name: file.group or name for name, file in files.items()}
-    before = [record.group for record in done.values()]
-    after = [now.get(name, record.group) for name, record in done.items()]
-    codes, groups = codes_of([*now.values(), *before, *after])
-    parts = linked(len(groups), codes[len(now) :].reshape(2, -1).T).tolist()
-    current, first = set(now.values()), dict[int, str]()
-    for group, part in sorted(zip(groups, parts, strict=True), key=lambda pair: pair[0] not in current):
-        first.setdefault(part, group)
-    joined = {group: first[part] for group, part in zip(groups, parts, strict=True)}
-    for name, record in done.items():
-        file = files.get(name)
-        source, video = (file.source, file.video or name) if file else (record.source, record.video)
-        done[name] = replace(record, group=joined[record.group], source=source, video=video)
-    return replace(raw, files=[replace(file, group=joined[now[name]]) for name, file in files.items()])
-
-
-def _name(raw: RawSet, file: RawFile) -> str:
-    return file.path.relative_to(raw.root).as_posix()
-
-
 def _size_of(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-# -- splits ------------------------------------------------------------------------------------------------------------
-
-
-def plan_splits(request: Request, raw: RawSet, done: dict[str, FileRecord]) -> dict[str, str]:
-    """Give every file a split, groups whole: the official one, that of its group's files done before, or a drawn one.
-
-    The draw is a function of the listing and the seed alone, so a resumed run continues the same division.
-
-    Returns:
-        Split by name relative to the root.
-
-    Raises:
-        DataError: a group would be divided.
-    """
-    names = [_name(raw, file) for file in raw.files]
-    groups = [file.group or name for file, name in zip(raw.files, names, strict=True)]
-    given: dict[str, set[str]] = defaultdict(set)
-    for name, group, file in zip(names, groups, raw.files, strict=True):
-        given[group] |= {split for split in (file.split, done[name].split if name in done else "") if split}
-    for record in done.values():
-        if record.group in given:
-            given[record.group].add(record.split)
-    divided = [
-        f"group {group!r} would be in {' and '.join(sorted(splits))}; nothing of it may be in two splits"
-        for group, splits in sorted(given.items())
-        if len(splits) > 1
-    ]
-    if divided:
-        hint = "mend the split lists" if not done else "the files were divided before; name a new --output"
-        raise DataError("\n".join([*divided[:20], hint]))
-    unit, unit_names = codes_of(groups)
-    source, _ = codes_of([file.source for file in raw.files])
-    keys = np.array(
-        [int.from_bytes(_sha256(group)[:8], "little", signed=True) for group in unit_names],
-        dtype=np.int64,
-    )
-    drawn = assign_splits(
-        np.array([SPLITS.index(file.split) if file.split else -1 for file in raw.files], dtype=np.int8),
-        np.array([file.label for file in raw.files], dtype=np.int8),
-        source,
-        unit,
-        keys[unit],
-        np.tile([request.split_ratio, 1 - request.split_ratio, 0.0], (len(names), 1)),
-        request.seed,
-    )
-    return {
-        name: next(iter(given[group]), SPLITS[code])
-        for name, group, code in zip(names, groups, drawn.tolist(), strict=True)
-    }
 
 
 # -- crops -------------------------------------------------------------------------------------------------------------
@@ -308,7 +224,7 @@ def _crop_all(
 
     What `records` say of a file is superseded, and crops that only they know are removed.
     """
-    files = {_name(raw, file): file for file in raw.files}
+    files = {name_of(raw, file): file for file in raw.files}
     jobs = [Job(name, file.path, file.kind) for name, file in files.items() if name not in done]
     total, num_done = len(files), len(files) - len(jobs)
     show(num_done, total)
@@ -387,48 +303,6 @@ def _finish(request: Request, raw: RawSet, done: dict[str, FileRecord], head: di
     sheet = request.output / CONTACT_SHEET
     sheet.write_bytes(draw_contact_sheet(records, raw.root, request.output))
     return result
-
-
-def summarise(records: list[FileRecord], detector: str) -> dict[str, Any]:
-    """Count files, frames and crops: overall, by split and class, by class and source; name what was unusable."""
-    by_split: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in records:
-        by_split[f"{record.split}/{LABELS[record.label]}"].update(
-            files=1, files_with_faces=bool(record.crops), crops=len(record.crops)
-        )
-    kinds: dict[tuple[int, str], list[FileRecord]] = defaultdict(list)
-    for record in records:
-        kinds[record.label, record.source].append(record)
-    return {
-        **_counts(records, detector),
-        "by_split": {key: dict(by_split[key]) for key in sorted(by_split)},
-        "by_source": [
-            {"label": LABELS[label], "source": source, **_counts(part, detector)}
-            for (label, source), part in sorted(kinds.items())
-        ],
-        "unusable": {record.path: record.error for record in records if record.error},
-        "without_face": [record.path for record in records if not record.error and not record.crops],
-    }
-
-
-def _counts(records: list[FileRecord], detector: str) -> dict[str, Any]:
-    frames, found = sum(record.num_frames for record in records), sum(record.num_found for record in records)
-    return {
-        "files": len(records),
-        "videos": sum(record.kind == "video" for record in records),
-        "images": sum(record.kind == "image" for record in records),
-        "files_unusable": sum(bool(record.error) for record in records),
-        "files_with_faces": sum(bool(record.crops) for record in records),
-        "frames": frames,
-        "frames_with_faces": found,
-        "face_rate": round(found / frames, 4) if frames else None,
-        "crops": sum(len(record.crops) for record in records),
-        "by_fallback": sum(crop.detector != detector for record in records for crop in record.crops),
-    }
-
-
-def _sha256(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 def _json(record: dict[str, Any]) -> str:

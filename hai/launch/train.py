@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hai.checkpoint.owner import Owner
+from hai.checkpoint.reach import reach
 from hai.checkpoint.records import CONFIG, REPORT, SUMMARY, parse_json
-from hai.checkpoint.remote import Location, check_storage, locate, reach
+from hai.checkpoint.remote import Location, check_storage, locate
 from hai.checkpoint.resume import run_of
 from hai.checkpoint.runs import restart_run
 from hai.checkpoint.store import RunFolder

@@ -301,6 +301,7 @@ def test_records_go_to_tensorboard_and_weights_and_biases_costs_nothing_when_unr
 
 def test_an_attempt_that_lost_the_run_ends_and_writes_nothing_more(tmp_path: Path) -> None:
     from hai.checkpoint.owner import Owner
+    from hai.checkpoint.records import save_json
     from hai.checkpoint.remote import locate
 
     owner = Owner(locate(str(tmp_path), "run"), report=lambda line: None)
@@ -308,9 +309,9 @@ def test_an_attempt_that_lost_the_run_ends_and_writes_nothing_more(tmp_path: Pat
     path = tmp_path / "run" / "owner.json"
 
     def request() -> int:
-        if list((tmp_path / "run" / "checkpoints").glob("step_*")):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            path.write_text(json.dumps({**record, "attempt": "another"}), encoding="utf-8")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["attempt"] == attempt and list((tmp_path / "run" / "checkpoints").glob("step_*")):
+            save_json(path, {**record, "attempt": "another"})
         return 0
 
     config = toy_config(train={"max_epochs": 1000})

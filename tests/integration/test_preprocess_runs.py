@@ -13,26 +13,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from videos import save_raw
 
 from hai.errors import ConfigError
 from hai.faces.crops import crop_file
-from hai.faces.mtcnn import load_weights
 from hai.faces.pool import CRASHED, Job, crop_in_processes
 from hai.faces.settings import CropSettings
 
 SETTINGS = CropSettings(frames=4, image_size=96)
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    pytest.importorskip("skimage")
-    try:
-        load_weights()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    return save_raw(tmp_path_factory.mktemp("raw"))
 
 
 def start(raw: Path, output: Path, *more: str, address: str = "local") -> subprocess.Popen[str]:

@@ -5,8 +5,9 @@ import time
 import pytest
 
 from benchmarks.faults.storage import FaultyFileSystem as Storage
-from hai.checkpoint import remote
-from hai.checkpoint.remote import Bucket, Mount, check_storage, is_bucket, is_mount, locate, open_remote, within
+from hai.checkpoint import reach, remote
+from hai.checkpoint.reach import within
+from hai.checkpoint.remote import Bucket, Mount, check_storage, is_bucket, is_mount, locate, open_remote
 from hai.errors import StorageError
 
 MOUNTS = r"""overlay / overlay rw 0 0
@@ -179,7 +180,7 @@ def test_a_storage_that_lies_is_refused(monkeypatch):
 def test_a_storage_that_hangs_is_refused(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(Bucket, "write", lambda self, name, content: release.wait(30))
-    monkeypatch.setattr(remote, "_CHECK_LIMIT_S", 0.1)
+    monkeypatch.setattr(reach, "_LIMIT_S", 0.1)
     with pytest.raises(StorageError, match="check the network"):
         check_storage("faulty://bucket")
     release.set()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from videos import face_photo, numbered, save_raw, save_video, wall, with_face
+from videos import face_photo, numbered, save_video, wall, with_face
 
 from hai.config import load_config
 from hai.data.images import decode_image
@@ -22,9 +22,9 @@ from hai.faces import contact, preprocess
 from hai.faces.boxes import Face, square_around
 from hai.faces.contact import draw_contact_sheet
 from hai.faces.crops import Crop, Harvest, crop_file
+from hai.faces.division import plan_splits
 from hai.faces.journal import FileRecord, append_record, load_records
-from hai.faces.mtcnn import load_weights
-from hai.faces.preprocess import Request, plan_splits, run_preprocessing
+from hai.faces.preprocess import Request, run_preprocessing
 from hai.faces.settings import CropSettings, build_settings, load_settings
 
 SETTINGS = CropSettings(frames=4, image_size=96)
@@ -35,17 +35,6 @@ PIXELS = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), dtype=np.uint8))
 def described(monkeypatch):
     """Describe the detector without its weights, for tests that use none."""
     monkeypatch.setattr(preprocess, "describe_detector", lambda name, *_: {"name": name})
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    """Raw data: moving faces, a wall without one, an image, and files that are broken."""
-    pytest.importorskip("skimage")
-    try:
-        load_weights()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    return save_raw(tmp_path_factory.mktemp("raw"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -375,8 +364,7 @@ def test_a_split_ratio_of_0_makes_all_that_no_list_names_validation(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.mp4").touch()
     (tmp_path / "List_of_testing_videos.txt").write_text("1 Celeb-real/id0_0001.mp4\n", encoding="utf-8")
-    request = Request(tmp_path, tmp_path / "crops", SETTINGS, split_ratio=0.0)
-    splits = plan_splits(request, list_raw(tmp_path), {})
+    splits = plan_splits(list_raw(tmp_path), {}, share=0.0, seed=42)
     assert splits == {f"{name}.mp4": "test" if name == names[1] else "val" for name in names}
 
 

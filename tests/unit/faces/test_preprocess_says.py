@@ -1,7 +1,7 @@
 """What is said at the end of preprocessing."""
 
 from hai.faces.journal import FileRecord
-from hai.faces.preprocess import summarise
+from hai.faces.summary import summarise
 from hai.launch import preprocess
 
 
