@@ -296,6 +296,10 @@ def preprocess(
     split_files: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the official split files; default: the data's own.")
     ] = None,
+    folders: Annotated[
+        Literal["auto", "sources", "people"],
+        typer.Option(help="What the folders in real/ are; auto: people if there are more than 8."),
+    ] = "auto",
     detector_model: Annotated[
         str | None, typer.Option(metavar="FILE", help="The model file that mediapipe needs.")
     ] = None,
@@ -316,7 +320,7 @@ def preprocess(
         format=format_,
         quality=quality,
     )
-    request = Request(Path(input_), Path(output), settings, split_ratio, seed, split_files)
+    request = Request(Path(input_), Path(output), settings, split_ratio, seed, split_files, folders)
 
     from hai.launch.preprocess import run_preprocess
 

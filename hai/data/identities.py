@@ -114,17 +114,21 @@ def join_namesakes(clips: list[Clip], names: list[str]) -> None:
     Args:
         clips: of a fake that follows no scheme, `people` and `made_from` become those of its namesake; a fake of a
             scheme gets the people besides its own.
-        names: of their videos, with the folders below real/ or fake/, / between parts.
+        names: of their videos, with the folders below real/ or fake/ that name no source, / between parts.
     """
-    real = {name: clip for clip, name in zip(clips, names, strict=True) if clip.label == 0}
+    real: dict[str, list[Clip]] = defaultdict(list)
+    for clip, name in zip(clips, names, strict=True):
+        if clip.label == 0:
+            real[name].append(clip)
     for clip, name in zip(clips, names, strict=True):
         parts = name.split("/")
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
-        found = next((real[end] for end in ends if end in real), None) if clip.label else None
-        if found and clip.made_from:
-            clip.people += found.people
-        elif found:
-            clip.people, clip.made_from = found.people, found.name
+        found = next((real[end] for end in ends if end in real), []) if clip.label else []
+        people = tuple(person for namesake in found for person in namesake.people)
+        if found and not clip.made_from:
+            clip.people, clip.made_from = people, found[0].name if len({item.name for item in found}) == 1 else ""
+        else:
+            clip.people += people
 
 
 @dataclass(frozen=True)

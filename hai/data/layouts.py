@@ -5,7 +5,8 @@ FaceForensics++  original_sequences/{youtube,actors}/c23/videos/071.mp4
                  manipulated_sequences/Deepfakes/c23/videos/071_054.mp4       or original/ beside Deepfakes/
 DFDC             metadata.json beside the videos, one or one for each part
 Celeb-DF         Celeb-real/  YouTube-real/  Celeb-synthesis/  List_of_testing_videos.txt
-generic          real/ and fake/, also under train/ val/ test/; in fake/ a folder for each manipulation
+generic          real/ and fake/, also under train/ val/ test/; in fake/ a folder for each manipulation, in real/ one
+                 for each source, or for each person where there are more than 8
 ```
 
 Where frames or crops of a video lie in a folder of its name, or begin with its name, they are recognised as well.
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from hai.data.archives import shown
 from hai.data.folders import VIDEO_SUFFIXES, class_folders, visible, walk
@@ -27,7 +28,7 @@ from hai.data.images import IMAGE_SUFFIXES
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
 
-__all__ = ["MANIPULATIONS", "RawFile", "RawSet", "is_layout", "list_raw"]
+__all__ = ["MANIPULATIONS", "Folders", "RawFile", "RawSet", "is_layout", "list_raw"]
 
 MANIPULATIONS: Final = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures", "FaceShifter", "DeepFakeDetection")
 """Folders that name how their fakes were made, in any case of letters."""
@@ -45,8 +46,13 @@ _OFFICIAL: Final = {
     "celeb-df": "the official List_of_testing_videos.txt is",
 }
 _MANY_PARTS: Final = 10
+_MOST_SOURCES: Final = 8
 _MOST_WRAPPERS: Final = 8
 _METADATA: Final = "metadata.json"
+
+
+Folders = Literal["auto", "sources", "people"]
+"""What the folders of videos in `real/` are: people if there are more than 8 of them, or as the user says."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,9 @@ class RawSet:
     """Lines on what does not fit together; nothing of it prevents the use of `files`."""
 
 
-def list_raw(root: Path, *, split_files: Path | None = None, kind: Kind | None = None) -> RawSet:
+def list_raw(
+    root: Path, *, split_files: Path | None = None, kind: Kind | None = None, folders: Folders = "auto"
+) -> RawSet:
     """List a raw data set in whichever layout it comes.
 
     Args:
@@ -90,6 +98,7 @@ def list_raw(root: Path, *, split_files: Path | None = None, kind: Kind | None =
         split_files: folder with train.json, val.json and test.json of FaceForensics++ or List_of_testing_videos.txt of
             Celeb-DF; default: the data's own folder, or `splits/` in it.
         kind: only videos or only images; default: both, but no images of videos that are there themselves.
+        folders: what the folders of videos in `real/` are, where the data are in no other layout.
 
     Raises:
         DataError: it is no folder, in no known layout or empty, or the split files cannot be understood.
@@ -97,7 +106,7 @@ def list_raw(root: Path, *, split_files: Path | None = None, kind: Kind | None =
     if not root.is_dir():
         raise DataError(f"{root}: {'is not a folder' if root.exists() else 'there is no such folder'}")
     root, layout = _recognised(root)
-    clips, problems = layout.list_clips(root)
+    clips, problems = _list_generic(root, folders) if layout.list_clips is None else layout.list_clips(root)
     has_videos = any(clip.kind == "video" for clip in clips)
     clips = [clip for clip in clips if kind in (None, clip.kind)]
     if kind is None:
@@ -108,9 +117,9 @@ def list_raw(root: Path, *, split_files: Path | None = None, kind: Kind | None =
         hint = "; videos become face crops with `hai preprocess`" if has_videos else ""
         raise DataError(f"{root}: holds no {wanted} in the folders of its layout, {layout.shown}{hint}")
     clips.sort(key=lambda clip: clip.path)
-    folders = [split_files] if split_files else [root, root / "splits", root / "dataset" / "splits"]
+    lists = [split_files] if split_files else [root, root / "splits", root / "dataset" / "splits"]
     try:
-        official = load_official(folders, wanted=split_files is not None)
+        official = load_official(lists, wanted=split_files is not None)
     except DataError as error:
         if split_files or layout.name in _OFFICIAL:
             raise
@@ -139,7 +148,8 @@ class _Layout(NamedTuple):
     name: str
     shown: str
     fits: Callable[[Path], bool]
-    list_clips: Callable[[Path], tuple[list[Clip], list[str]]]
+    list_clips: Callable[[Path], tuple[list[Clip], list[str]]] | None
+    """None where the user has a say in what folders mean."""
 
 
 def _recognised(root: Path) -> tuple[Path, _Layout]:
@@ -334,28 +344,65 @@ def _read_metadata(table: Path, problems: list[str]) -> dict[str, tuple[int, str
 # -- real/ and fake/ ---------------------------------------------------------------------------------------------------
 
 
-def _list_generic(root: Path) -> tuple[list[Clip], list[str]]:
+def _list_generic(root: Path, folders: Folders) -> tuple[list[Clip], list[str]]:
     """List real/ and fake/: names of known schemes tell people, other videos of one name belong together."""
     others: Counter[str] = Counter()
-    clips: list[Clip] = []
-    plain: list[str] = []
+    found: list[tuple[Clip, list[str]]] = []
     for split, label, folder in class_folders(root, LABELS):
         for path, kind in _pictures(folder, root, others):
-            parts = (root / path).relative_to(folder).parts[:-1]
-            made = next((part for part in parts if part.lower() in _MANIPULATION), "")
-            within = [part for part in parts if part is not made]
-            source = _MANIPULATION.get(made.lower(), within[0] if within and kind == "video" else "")
+            within = list((root / path).relative_to(folder).parts[:-1])
+            made = next((part for part in within if part.lower() in _MANIPULATION), "")
+            if made:
+                within.remove(made)
+            source = _MANIPULATION.get(made.lower(), "")
             clip = Clip(str(path), label, source, path.stem, kind, split=SPLITS[split] if split >= 0 else "")
             if kind == "image" and within:  # a folder of images is a video
                 clip.name, clip.frame = within[-1], path.name
-            alone = kind == "image" and not within
-            name = str(path) if alone else "/".join(within if clip.frame else [*within, path.stem])
-            if not identify(clip, whole=True):
-                clip.name, clip.people = name, (name,)
-            clips.append(clip)
+            found.append((clip, within))
+    depth, lines = _person_depth([within for clip, within in found if not clip.label and not clip.frame], folders)
+    persons = {within[depth] for clip, within in found if not clip.label and not clip.frame and len(within) > depth}
+    plain: list[str] = []
+    for clip, within in found:
+        alone = clip.kind == "image" and not within
+        name = clip.path if alone else "/".join(within if clip.frame else [*within, clip.name])
+        person = next((part for part in within if part in persons), "") if clip.kind == "video" else ""
+        if clip.kind == "video" and within and not clip.source and within[0] != person:
+            clip.source = within[0]
+            plain.append(name.removeprefix(f"{within[0]}/"))
+        else:
             plain.append(name)
+        if not identify(clip, whole=True):
+            clip.name, clip.people = name, (person or name,)
+        elif person:
+            clip.people += (person,)
+    clips = [clip for clip, _ in found]
     join_namesakes(clips, plain)
-    return clips, _unknown(others)
+    return clips, lines + _unknown(others)
+
+
+def _person_depth(folders: list[list[str]], mode: Folders) -> tuple[int, list[str]]:
+    """Find which level of folders in real/ names people: the first with more of them than there are kinds of sources.
+
+    Args:
+        folders: of each real video, from real/ down.
+        mode: what the user says of the first level.
+
+    Returns:
+        The level, from 0, or one that no video reaches; and what is to be said about it.
+    """
+    deepest = max(map(len, folders), default=0)
+    if mode == "people":
+        return 0, []
+    for depth in range(1 if mode == "sources" else 0, deepest):
+        if len({tuple(parts[: depth + 1]) for parts in folders if len(parts) > depth}) > _MOST_SOURCES:
+            return depth, []
+    first = sorted({parts[0] for parts in folders if parts})
+    if mode == "sources" or len(first) < 2:
+        return deepest, []
+    return deepest, [
+        f"real/: its {len(first)} folders ({', '.join(map(shown, first))}) count as sources; if each holds one person, "
+        "say --folders people, or the same person may be in training and validation"
+    ]
 
 
 _LAYOUTS: Final = (
@@ -366,6 +413,6 @@ _LAYOUTS: Final = (
         _list_faceforensics,
     ),
     _Layout("celeb-df", "Celeb-real/ and Celeb-synthesis/", lambda root: bool(_celeb_folders(root)), _list_celeb),
-    _Layout("generic", "real/ and fake/", lambda root: any(class_folders(root, LABELS)), _list_generic),
+    _Layout("generic", "real/ and fake/", lambda root: any(class_folders(root, LABELS)), None),
     _Layout("dfdc", f"videos beside their {_METADATA}", lambda root: bool(_dfdc_tables(root)), _list_dfdc),
 )

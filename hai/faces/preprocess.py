@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import hai
-from hai.data.layouts import RawFile, RawSet, list_raw
+from hai.data.layouts import Folders, RawFile, RawSet, list_raw
 from hai.errors import ConfigError, DataError, StorageError
 from hai.faces.contact import CONTACT_SHEET, draw_contact_sheet
 from hai.faces.crops import Harvest
@@ -48,6 +48,7 @@ class Request:
     """Share of train in what has no official split; the rest is val."""
     seed: int = 42
     split_files: Path | None = None
+    folders: Folders = "auto"
 
     def check(self) -> None:
         """Raise ConfigError with all that is wrong, before anything is read."""
@@ -90,7 +91,7 @@ def run_preprocessing(
         StorageError: the output cannot be written, or a machine does not see the input.
     """
     request.check()
-    raw = list_raw(request.input, split_files=request.split_files)
+    raw = list_raw(request.input, split_files=request.split_files, folders=request.folders)
     for line in raw.problems:
         say(f"warning: {line}")
     try:
@@ -128,6 +129,7 @@ def _head(request: Request, raw: RawSet) -> tuple[dict[str, Any], str]:
         "detectors": [describe_detector(name, settings.detector_model) for name in names],
         "split_ratio": request.split_ratio,
         "seed": request.seed,
+        "folders": request.folders,
         "input": os.path.abspath(raw.root),
         "layout": raw.layout,
     }
@@ -152,7 +154,7 @@ def _flat(head: dict[str, Any]) -> dict[str, Any]:
     """Return what must not change between the runs that fill one folder, by name."""
     detectors = {f"detector {part['name']}": part for part in head["detectors"]}
     settings = {name: value for name, value in head["settings"].items() if name != "detector_model"}
-    return settings | detectors | {name: head[name] for name in ("version", "split_ratio", "seed")}
+    return settings | detectors | {name: head[name] for name in ("version", "split_ratio", "seed", "folders")}
 
 
 def _check_names(request: Request, raw: RawSet, former: str, records: dict[str, FileRecord]) -> None:

@@ -304,6 +304,7 @@ def test_generic_folders_read_manipulations_people_and_equal_names(tmp_path):
     [
         ("talk.mp4", "MyGAN/talk.mp4"),
         ("talk.mp4", "MyGAN/v2/talk.mp4"),
+        ("youtube/talk.mp4", "MyGAN/talk.mp4"),
         ("00001.mp4", "Deepfakes/00001.mp4"),
         ("id0_0000.mp4", "Deepfakes/id0_0000.mp4"),
         ("actorA/001.mp4", "Deepfakes/actorA/001.mp4"),
@@ -318,6 +319,42 @@ def test_a_video_and_its_fake_are_in_one_group_whatever_folder_the_fake_lies_in(
     assert len({file.group for file in files.values()}) == 3
     if real != "000_001.mp4":
         assert files[f"fake/{fake}"].original == f"real/{real}"
+
+
+def test_many_folders_in_real_are_people_and_few_are_sources(tmp_path):
+    people = [f"p{i}" for i in range(9)]
+    videos = [f"real/{person}/{i}.mp4" for person in people for i in (1, 2)]
+    touch(tmp_path, *videos, "fake/p3/9.mp4", "fake/Deepfakes/p4/9.mp4", "fake/MyGAN/p5/1.mp4", "fake/MyGAN/8.mp4")
+    found = list_raw(tmp_path)
+    files = by_name(found)
+    assert {name: file.group for name, file in files.items()} == {
+        **{video: video.split("/")[1] for video in videos},
+        "fake/p3/9.mp4": "p3",
+        "fake/Deepfakes/p4/9.mp4": "p4",
+        "fake/MyGAN/p5/1.mp4": "p5",
+        "fake/MyGAN/8.mp4": "MyGAN/8",
+    }
+    assert {file.source for file in found.files if not file.label} == {""}
+    assert files["fake/MyGAN/p5/1.mp4"].source == "MyGAN"
+    assert not found.problems
+    assert by_name(list_raw(tmp_path, folders="sources"))["real/p3/1.mp4"].source == "p3"
+
+
+def test_few_folders_in_real_are_sources_unless_the_user_says_people(tmp_path):
+    touch(tmp_path, "real/alice/1.mp4", "real/alice/2.mp4", "real/bob/1.mp4", "fake/MyGAN/1.mp4")
+    found = list_raw(tmp_path)
+    assert {file.source for file in found.files} == {"alice", "bob", "MyGAN"}
+    assert together(found) == {frozenset({"1"}), frozenset({"2"})}  # the fake may be of either video 1
+    assert [line for line in found.problems if "2 folders (alice, bob) count as sources" in line]
+    assert "--folders people" in found.problems[0]
+    known = list_raw(tmp_path, folders="people")
+    assert {name: file.group for name, file in by_name(known).items()} == {
+        "real/alice/1.mp4": "alice",
+        "real/alice/2.mp4": "alice",
+        "real/bob/1.mp4": "bob",
+        "fake/MyGAN/1.mp4": "MyGAN/1",
+    }
+    assert not known.problems
 
 
 def test_generic_splits_come_from_folders_or_from_official_files(tmp_path):
