@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -73,17 +74,19 @@ def crop_on_ray(
 ) -> Iterator[tuple[Job, Harvest]]:
     """Cut out the faces of many files as tasks of a connected cluster, one CPU each; results come in any order.
 
-    A file whose tasks die each time is reported as unusable. When stopped, files in work are finished, others left.
+    A file whose tasks die each time is reported as unusable; one that went away with a node is begun again. When
+    stopped, files in work are finished, others left.
     """
     task = ray.remote(num_cpus=1, max_retries=_TRIES - 1)(_crop_there)
     limit = num_workers or max(1, _AHEAD * int(ray.cluster_resources().get("CPU", 1)))
     if settings.detector_model:
         settings = replace(settings, detector_model=os.path.abspath(settings.detector_model))
-    todo = iter(jobs)
+    todo, again = iter(jobs), list[Job]()
     waiting: dict[Any, Job] = {}
+    lost: Counter[str] = Counter()
     while True:
         while len(waiting) < limit and not stop():
-            job = next(todo, None)
+            job = again.pop() if again else next(todo, None)
             if job is None:
                 break
             waiting[task.remote(job.path.absolute(), job.kind, settings)] = job  # workers are in other folders
@@ -98,6 +101,12 @@ def crop_on_ray(
                 raise error.cause or error from None
             except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
                 yield job, Harvest(error=CRASHED)
+            except (ray.exceptions.ObjectLostError, ray.exceptions.NodeDiedError):
+                lost[job.name] += 1
+                if lost[job.name] < _TRIES:
+                    again.append(job)
+                else:
+                    yield job, Harvest(error=CRASHED)
 
 
 def _crop_there(path: Path, kind: str, settings: CropSettings) -> Harvest:

@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from ray_runs import joined_node
 
+from benchmarks.faults.ray_kills import kill_tree
 from hai.errors import ConfigError
 from hai.faces.crops import crop_file
 from hai.faces.pool import CRASHED, Job, crop_in_processes
@@ -52,6 +54,10 @@ def until(condition: Callable[[], bool], what: str) -> None:
 def num_lines(output: Path) -> int:
     journal = output / "files.jsonl"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def is_cropping(node: subprocess.Popen[bytes]) -> bool:
+    return any("_crop_there" in process.name() for process in psutil.Process(node.pid).children(recursive=True))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -151,6 +157,19 @@ def test_a_cluster_does_the_same(raw, unbroken, ray_cluster, tmp_path):
     assert status == 0, said
     assert f"using the Ray cluster at {ray_cluster.address}" in said
     assert contents(tmp_path / "crops") == unbroken
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_machine_that_goes_away_takes_no_video_along(raw, unbroken, ray_cluster, tmp_path):
+    output = tmp_path / "crops"
+    with joined_node(ray_cluster.address, tmp_path) as node:
+        process = start(raw, output, "--num-workers", "4", address=ray_cluster.address)
+        until(lambda: num_lines(output) >= 1 and is_cropping(node), "work on the second machine")
+        kill_tree(node)
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert contents(output) == unbroken
 
 
 def test_workers_give_what_this_process_gives(raw):

@@ -345,7 +345,7 @@ def test_few_folders_in_real_are_sources_unless_the_user_says_people(tmp_path):
     found = list_raw(tmp_path)
     assert {file.source for file in found.files} == {"alice", "bob", "MyGAN"}
     assert together(found) == {frozenset({"1"}), frozenset({"2"})}  # the fake may be of either video 1
-    assert [line for line in found.problems if "2 folders (alice, bob) count as sources" in line]
+    assert [line for line in found.problems if "2 folders ('alice', 'bob') count as sources" in line]
     assert "--folders people" in found.problems[0]
     known = list_raw(tmp_path, folders="people")
     assert {name: file.group for name, file in by_name(known).items()} == {
