@@ -28,7 +28,7 @@ from hai.data.images import decode_image
 from hai.errors import DataError
 from hai.paths import cache_folder
 
-__all__ = ["Content", "Progress", "check_images", "hash_files", "in_threads", "num_threads", "stat_files"]
+__all__ = ["Content", "Progress", "check_images", "hash_files", "in_threads", "note_hash", "num_threads", "stat_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ _FIELDS: Final = np.dtype(
 )
 _EMPTY: Final = _RECORD.pack(-1, 0, 0, 0, 0.0, bytes(32))
 _CHUNK: Final = 16
+_noted: dict[str, tuple[int, int, bytes]] = {}
+"""Size, mtime_ns and sha256 of files that this process wrote."""
 _FLUSH_SECONDS: Final = 5.0
 _SETTLED_NS: Final = 20_000_000
 """Younger files are not remembered: a second change within a tick of the clock would not show in their time."""
@@ -162,11 +164,19 @@ def check_images(
     return _remembered(files, stats, max_megapixels, measure, is_valid, progress)
 
 
+def note_hash(file: str, sha256: bytes) -> None:
+    """Tell `hash_files` of this process what a file holds that was hashed while it was written."""
+    found = os.stat(file)
+    _noted[file] = found.st_size, found.st_mtime_ns, sha256
+
+
 def hash_files(files: Sequence[str], stats: NDArray[np.int64], progress: Progress | None = None) -> Content:
     """Hash files of any kind and size, with the same memory as check_images; width and height are 0."""
 
     def measure(file: str, size: int) -> tuple[bytes, int, int, str]:
         try:
+            if file in _noted and (size, os.stat(file).st_mtime_ns) == _noted[file][:2]:
+                return _noted[file][2], 0, 0, ""
             with open(file, "rb") as stream:
                 return hashlib.file_digest(stream, "sha256").digest(), 0, 0, ""
         except OSError as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +23,7 @@ from tenacity import (
 )
 
 from hai.data.archives import clean_name, listed
-from hai.data.content import Progress, in_threads
+from hai.data.content import Progress, in_threads, note_hash
 from hai.errors import DataError, StorageError
 from hai.paths import cache_folder, check_room, locked
 
@@ -166,10 +168,12 @@ def copy_file(
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
-            resumed = _append(fs, path, part, size, progress)
+            resumed, written = _append(fs, path, part, size, progress)
             length = part.stat().st_size
-            if length == size and (sha256 is None or _hash(part) == sha256):
+            if length == size and (sha256 is None or (_hash(part) if resumed else written) == sha256):
                 os.replace(part, to)
+                if sha256 is not None:
+                    note_hash(str(to), bytes.fromhex(sha256))
                 return
             part.unlink()
             if progress:
@@ -182,8 +186,8 @@ def copy_file(
     raise DataError(f"{path}: damaged, has {what}; copy it to its place again")
 
 
-def _append(fs: Any, path: str, part: Path, size: int, progress: Callable[[int], None] | None) -> bool:
-    """Fill up the partial file; return whether it held something before."""
+def _append(fs: Any, path: str, part: Path, size: int, progress: Callable[[int], None] | None) -> tuple[bool, str]:
+    """Fill up the partial file; return whether it held something before, and the sha256 of what was added, in hex."""
     have = part.stat().st_size if part.exists() else 0
     if have > size:
         part.unlink()
@@ -206,16 +210,32 @@ def _append(fs: Any, path: str, part: Path, size: int, progress: Callable[[int],
         except Exception as error:  # every backend has its own exceptions
             raise OSError(f"{type(error).__name__}: {error}") from error
 
-    with open(part, "ab") as file:
-        while have < size:
-            chunk = retrying(chunk_at, have)
-            if not chunk:
-                break
+    added = hashlib.sha256()
+    with open(part, "ab") as file, closing(_ahead(functools.partial(retrying, chunk_at), have, size)) as chunks:
+        for chunk in chunks:
             file.write(chunk)
-            have += len(chunk)
+            added.update(chunk)
             if progress:
                 progress(len(chunk))
-    return resumed
+    return resumed, added.hexdigest()
+
+
+def _ahead(read: Callable[[int], bytes], start: int, size: int) -> Generator[bytes]:
+    """Yield chunks until the end, or an empty one; the next is on its way while one is used."""
+    if size - start <= _CHUNK:  # no thread for each of many small files
+        while start < size and (chunk := read(start)):
+            yield chunk
+            start += len(chunk)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="copy") as pool:
+        coming = pool.submit(read, start)
+        while chunk := coming.result():
+            start += len(chunk)
+            if start >= size:
+                yield chunk
+                return
+            coming = pool.submit(read, start)
+            yield chunk
 
 
 def _hash(file: Path) -> str:
