@@ -50,17 +50,6 @@ class FileRecord:
     error: str
     crops: list[CropRecord] = field(default_factory=list)
 
-    def is_whole(self, output: Path) -> bool:
-        """Say whether all its crops are on disk as they were written."""
-        return all(_size(output / crop.path) == crop.num_bytes for crop in self.crops)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
 
 def append_record(path: Path, record: FileRecord) -> None:
     """Append a line in one write, whole or not at all."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import hai
+from hai.data.content import stat_files
 from hai.data.layouts import Folders, RawFile, RawSet, list_raw
 from hai.errors import ConfigError, DataError, StorageError
 from hai.faces.contact import CONTACT_SHEET, draw_contact_sheet
@@ -176,7 +177,7 @@ def _check_names(request: Request, raw: RawSet, former: str, records: dict[str, 
 
 def _is_other(path: Path, size: int, former: Path) -> bool:
     """Say whether a file is not the one of that size that was done; where that is gone the size alone says so."""
-    if _size_of(path) != size:
+    if _sizes([str(path)]) != [size]:
         return True
     if not (path.is_file() and former.is_file()):
         return False
@@ -188,11 +189,15 @@ def _done(
     request: Request, raw: RawSet, records: dict[str, FileRecord], say: Callable[[str], None]
 ) -> dict[str, FileRecord]:
     """Return the records of files that need not be done again; what could not be used is tried again."""
-    sizes = {name_of(raw, file): _size_of(file.path) for file in raw.files}
+    names = [name_of(raw, file) for file in raw.files]
+    sizes = dict(zip(names, _sizes([str(file.path) for file in raw.files]), strict=True))
+    crops = [(name, crop) for name, record in records.items() for crop in record.crops]
+    found = _sizes([str(request.output / crop.path) for _, crop in crops])
+    changed = {name for (name, crop), size in zip(crops, found, strict=True) if size != crop.num_bytes}
     done = {
         name: record
         for name, record in records.items()
-        if not record.error and sizes.get(name, record.size) == record.size and record.is_whole(request.output)
+        if not record.error and sizes.get(name, record.size) == record.size and name not in changed
     }
     if done:
         say(f"going on: {len(done)} files are done")
@@ -202,11 +207,10 @@ def _done(
     return done
 
 
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
+def _sizes(files: list[str]) -> list[int]:
+    """Return the bytes of files, many at once where one takes long; -1 for what is no file."""
+    sizes: list[int] = stat_files(files)[:, 0].tolist()
+    return sizes
 
 
 # -- crops -------------------------------------------------------------------------------------------------------------
@@ -263,7 +267,7 @@ def _keep(request: Request, file: RawFile, name: str, split: str, harvest: Harve
         crops.append(CropRecord(path, crop.frame, crop.face, box, score, crop.detector, len(crop.data)))
     return FileRecord(
         path=name,
-        size=_size_of(file.path),
+        size=_sizes([str(file.path)])[0],
         kind=file.kind,
         label=file.label,
         source=file.source,
