@@ -268,9 +268,9 @@ def _cuda_error() -> tuple[int, str]:
         if torch.cuda.is_available():
             return torch.cuda.device_count(), ""
     said = [str(one.message) for one in heard]
-    if not said and torch.backends.cuda.is_built():
+    if not said and torch.version.cuda is not None:
         try:
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             said = [str(error)]
     return 0, (said or ["it was built without"])[0].strip().splitlines()[0]

@@ -255,9 +255,9 @@ def _Ledger() -> Iterator[Any]:  # noqa: N802  torch's base class is not importe
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    class Ledger(TorchDispatchMode):
+    class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__()  # type: ignore[no-untyped-call]
             self.now = self.peak = 0
             self._sizes: dict[int, int] = {}
 

@@ -187,10 +187,10 @@ def _scaling(config: ScaleConfig, resources: dict[str, float]) -> Any:
     import ray.train
 
     group = plan_group(config, num_cpus=int(resources.get("CPU", 1)), num_gpus=int(resources.get("GPU", 0)))
-    is_elastic = isinstance(config.num_workers, str)
-    return ray.train.ScalingConfig(
-        num_workers=(group.least, group.most) if is_elastic else group.most,
-        use_gpu=group.use_gpu,
-        resources_per_worker={"CPU": group.cpus, **({"GPU": 1} if group.use_gpu else {})},
-        elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
-    )
+    settings: dict[str, Any] = {
+        "num_workers": (group.least, group.most) if isinstance(config.num_workers, str) else group.most,
+        "use_gpu": group.use_gpu,
+        "resources_per_worker": {"CPU": group.cpus, **({"GPU": 1} if group.use_gpu else {})},
+        "elastic_resize_monitor_interval_s": _RESIZE_SECONDS,
+    }
+    return ray.train.ScalingConfig(**settings)
