@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 import hai
 from hai.cli.data import ImageDir, data_app
+from hai.cli.doctor import doctor
 from hai.config.text import inline_yaml
 from hai.errors import ConfigError, HaiError
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="The config's schema, and a config as it will be used.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+app.command()(doctor)
 
 Overrides = Annotated[
     list[str] | None,

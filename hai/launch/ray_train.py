@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any
 
 from hai.config.schema import RunConfig, ScaleConfig
-from hai.errors import ConfigError, HaiError, OutOfMemoryError
+from hai.errors import HaiError, OutOfMemoryError
 from hai.launch.cluster import connected, is_on_loopback
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
-from hai.launch.plan import Outcome, Plan
+from hai.launch.plan import Outcome, Plan, plan_group
 from hai.launch.signals import StopSignals
 from hai.types import Record
 
@@ -182,35 +182,15 @@ def _hai_error(name: str, text: str) -> HaiError:
     return kind(text) if isinstance(kind, type) and issubclass(kind, HaiError) else HaiError(text)
 
 
-def _scaling(scale: ScaleConfig, resources: dict[str, float]) -> Any:
-    """Translate `scale` for Ray, with what the cluster has.
-
-    Raises:
-        ConfigError: the cluster has fewer GPUs or CPUs than the workers need.
-    """
+def _scaling(config: ScaleConfig, resources: dict[str, float]) -> Any:
+    """Translate `scale` for Ray, with what the cluster has; raises ConfigError as `plan_group` does."""
     import ray.train
 
-    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    use_gpu = num_gpus > 0 if scale.use_gpu is None else scale.use_gpu
-    workers: int | tuple[int, int]
-    if isinstance(scale.num_workers, str):
-        low, _, high = scale.num_workers.partition(":")
-        workers = (int(low), int(high))
-    else:
-        workers = scale.num_workers or (num_gpus if use_gpu else 1)
-    least, most = (workers, workers) if isinstance(workers, int) else workers
-    if use_gpu and least > num_gpus:
-        raise ConfigError(
-            f"scale.num_workers = {scale.num_workers}: the cluster has {num_gpus} GPUs; "
-            "ask for fewer workers, or set scale.use_gpu=false"
-        )
-    cpus = scale.cpus_per_worker or max(1, num_cpus // max(most, 1))
-    if least * cpus > num_cpus:
-        raise ConfigError(
-            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs; "
-            "ask for fewer workers or lower scale.cpus_per_worker"
-        )
-    each = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
-    settings: dict[str, Any] = {"num_workers": workers, "use_gpu": use_gpu, "resources_per_worker": each}
-    settings["elastic_resize_monitor_interval_s"] = _RESIZE_SECONDS
+    group = plan_group(config, num_cpus=int(resources.get("CPU", 1)), num_gpus=int(resources.get("GPU", 0)))
+    settings: dict[str, Any] = {
+        "num_workers": (group.least, group.most) if isinstance(config.num_workers, str) else group.most,
+        "use_gpu": group.use_gpu,
+        "resources_per_worker": {"CPU": group.cpus, **({"GPU": 1} if group.use_gpu else {})},
+        "elastic_resize_monitor_interval_s": _RESIZE_SECONDS,
+    }
     return ray.train.ScalingConfig(**settings)
