@@ -19,6 +19,7 @@ from hai.errors import ConfigError, HaiError, OutOfMemoryError
 from hai.launch.cluster import connected, is_on_loopback
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
 from hai.launch.plan import Outcome, Plan
+from hai.launch.room import Machine, machines_of, num_workers_in, shared_cpus
 from hai.launch.signals import StopSignals
 from hai.types import Record
 
@@ -87,7 +88,7 @@ def train_on_ray(
 
         from hai.launch.group import GroupConfig
 
-        scaling = _scaling(config.scale, ray.cluster_resources())
+        scaling = _scaling(config.scale, machines_of(ray.nodes(), os.environ))
         workers = scaling.num_workers if isinstance(scaling.num_workers, int) else "{}:{}".format(*scaling.num_workers)
         if workers == scaling.num_workers:  # a fixed group waits its turn on a busy cluster; an elastic one tries anew
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -152,7 +153,7 @@ def _attend(
         if letters:
             patience = float("inf")
         elif time.monotonic() > patience:
-            say("still waiting for the workers to start; a busy cluster starts them when others are done")
+            say("still waiting for the workers to start: for others to be done, or for machines that are being started")
             patience = float("inf")
         for kind, content in letters:
             if kind == "say":
@@ -182,15 +183,15 @@ def _hai_error(name: str, text: str) -> HaiError:
     return kind(text) if isinstance(kind, type) and issubclass(kind, HaiError) else HaiError(text)
 
 
-def _scaling(scale: ScaleConfig, resources: dict[str, float]) -> Any:
-    """Translate `scale` for Ray, with what the cluster has.
+def _scaling(scale: ScaleConfig, machines: list[Machine]) -> Any:
+    """Translate `scale` for Ray, with what the cluster has or can start.
 
     Raises:
-        ConfigError: the cluster has fewer GPUs or CPUs than the workers need.
+        ConfigError: the workers need more GPUs or CPUs than that.
     """
     import ray.train
 
-    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    num_gpus, num_cpus = sum(machine.gpus for machine in machines), sum(machine.cpus for machine in machines)
     use_gpu = num_gpus > 0 if scale.use_gpu is None else scale.use_gpu
     workers: int | tuple[int, int]
     if isinstance(scale.num_workers, str):
@@ -204,11 +205,12 @@ def _scaling(scale: ScaleConfig, resources: dict[str, float]) -> Any:
             f"scale.num_workers = {scale.num_workers}: the cluster has {num_gpus} GPUs; "
             "ask for fewer workers, or set scale.use_gpu=false"
         )
-    cpus = scale.cpus_per_worker or max(1, num_cpus // max(most, 1))
-    if least * cpus > num_cpus:
+    cpus = scale.cpus_per_worker or shared_cpus(machines, least, most, use_gpu=use_gpu)
+    room = num_workers_in(machines, cpus, use_gpu=use_gpu)
+    if least > room:
         raise ConfigError(
-            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs; "
-            "ask for fewer workers or lower scale.cpus_per_worker"
+            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs on "
+            f"{len(machines)} machines, room for {room} such workers; ask for fewer or lower scale.cpus_per_worker"
         )
     each = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
     settings: dict[str, Any] = {"num_workers": workers, "use_gpu": use_gpu, "resources_per_worker": each}
