@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,26 @@ BROKEN_JOB = [
 def test_what_is_wrong_with_a_job_is_found(path: str, value: Any, said: str) -> None:
     job, accounts = kuberay()
     assert [line for line in job_problems(broken(job, path, value), accounts) if said in line]
+
+
+def test_the_commands_of_the_page_make_a_good_file_of_any_region(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^sed .*$", page, re.MULTILINE)
+    assert len(commands) == 2
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "hai-cluster.pub").write_text("ssh-ed25519 AAAA/+ab hai\n", encoding="utf-8")
+    for name in ("cluster.yaml", "cluster.kuberay.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    names = {"HOME": str(tmp_path), "PROJECT": "faces-7", "REGION": "europe-west4", "ZONE": "europe-west4-b"}
+    for command in commands:
+        subprocess.run(["bash", "-ec", command], cwd=tmp_path, env={**os.environ, **names}, check=True)
+    for name in ("my-cluster.yaml", "my-job.yaml"):
+        text = (tmp_path / name).read_text(encoding="utf-8").split("\n\n", 1)[1]
+        assert not re.search("my-project|us-central1|MY-PUBLIC-KEY", text)
+    config = read(tmp_path / "my-cluster.yaml")
+    assert accepted_by_ray(config)
+    assert problems(config) == []
+    assert "ubuntu:ssh-ed25519 AAAA/+ab hai" in str(config)
 
 
 def test_the_image_is_made_from_what_is_there() -> None:
