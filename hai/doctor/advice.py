@@ -12,7 +12,7 @@ from hai.doctor.cards import Card
 from hai.doctor.findings import Finding, fine, from_error, problem, warning
 from hai.doctor.machine import free_memory
 from hai.errors import ConfigError
-from hai.launch.plan import Group, plan_group
+from hai.launch.room import Group, Machine, plan_group
 from hai.types import Record
 
 if TYPE_CHECKING:
@@ -78,13 +78,13 @@ class Advice:
 
 
 def advise(
-    config: RunConfig, resources: Record, cards: Sequence[Card], *, quick: bool = False
+    config: RunConfig, machines: list[Machine], cards: Sequence[Card], *, quick: bool = False
 ) -> tuple[list[Finding], Advice | None]:
     """Work out workers, precision and micro-batch of a config.
 
     Args:
         config: of the run.
-        resources: CPU and GPU, counts of the machine or cluster.
+        machines: of the cluster, or this one.
         cards: of this machine, usable.
         quick: only check the workers; torch stays out.
 
@@ -92,7 +92,7 @@ def advise(
         Findings, and the advice if the memory was worked out.
     """
     try:
-        group = plan_group(config.scale, num_cpus=int(resources.get("CPU", 1)), num_gpus=int(resources.get("GPU", 0)))
+        group = plan_group(config.scale, machines)
     except ConfigError as error:
         return list(from_error("workers", error)), None
     workers = f"{group.most}" if group.least == group.most else f"{group.least} to {group.most}"

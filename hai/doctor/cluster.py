@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from hai.doctor.findings import Finding, fine, problem, tilde, warning
+from hai.launch.room import Machine, machines_of
 from hai.masking import without_secrets
 from hai.types import Record
 
-__all__ = ["check_authentication", "check_ports", "check_ray", "join_cluster", "resources_of"]
+__all__ = ["check_authentication", "check_ports", "check_ray", "join_cluster", "print_machines"]
 
 PORTS: Final = {"`ray start --head`": 6379, "the dashboard and `ray job submit`": 8265, "TensorBoard": 6006}
 _MODES: Final = ("token", "disabled")
@@ -120,11 +121,11 @@ def _answers(address: str) -> bool:
     return False
 
 
-def join_cluster(limit_s: float = _JOIN_SECONDS) -> tuple[list[Finding], Record]:
+def join_cluster(limit_s: float = _JOIN_SECONDS) -> tuple[list[Finding], list[Machine]]:
     """Join the cluster that `train` would use, or start and end one here, in a process of its own.
 
     Returns:
-        What was found, and the cluster's resources, such as {"CPU": 8.0, "GPU": 1.0}; empty where it cannot be joined.
+        What was found, and the machines that the cluster has or can start; none where it cannot be joined.
     """
     started = time.monotonic()
     process = subprocess.Popen(
@@ -143,17 +144,17 @@ def join_cluster(limit_s: float = _JOIN_SECONDS) -> tuple[list[Finding], Record]
         text = f"did not start or answer within {limit_s:.0f} s"
         return [
             problem("Ray", text, "look into the newest folder of /tmp/ray/session_latest/logs; end other programs")
-        ], {}
+        ], []
     answer = _parse(said)
-    if "resources" in answer:
+    if "machines" in answer:
         seconds = time.monotonic() - started
-        found = answer["resources"]
-        has = ", ".join(f"{found.get(kind, 0):.0f} {kind}s" for kind in ("CPU", "GPU"))
+        machines = [Machine(*sizes) for sizes in answer["machines"]]
+        has = f"{sum(machine.cpus for machine in machines)} CPUs, {sum(machine.gpus for machine in machines)} GPUs"
         told = "; ".join([*answer["said"], f"has {has}, took {seconds:.0f} s"])
-        return [fine("Ray", told)], dict(found)
+        return [fine("Ray", told)], machines
     text = answer.get("error") or (trouble.strip().splitlines() or ["it ended without a word"])[-1]
     text, _, mend = without_secrets(str(text)).rpartition("; ")
-    return [problem("Ray", text or mend, mend if text else "see what Ray says: python -c 'import ray; ray.init()'")], {}
+    return [problem("Ray", text or mend, mend if text else "see what Ray says: python -c 'import ray; ray.init()'")], []
 
 
 def _parse(said: str) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def _parse(said: str) -> dict[str, Any]:
     return {}
 
 
-def resources_of() -> None:
+def print_machines() -> None:
     """Print, as JSON, what the cluster that `train` would use has, or what is in the way."""
     from hai.errors import HaiError
     from hai.launch.cluster import connected
@@ -171,12 +172,11 @@ def resources_of() -> None:
     told: list[str] = []
     try:
         with connected(told.append) as ray:
-            resources = {key: value for key, value in ray.cluster_resources().items() if key in ("CPU", "GPU")}
-            answer: Record = {"resources": resources, "said": told}
+            answer: Record = {"machines": machines_of(ray.nodes(), os.environ), "said": told}
     except (HaiError, RuntimeError, OSError, ValueError) as error:
         answer = {"error": " ".join(str(error).split()) or type(error).__name__}
     print(json.dumps(answer))
 
 
 if __name__ == "__main__":
-    resources_of()
+    print_machines()

@@ -19,6 +19,7 @@ from hai.doctor.findings import Finding, fine, from_error, problem
 from hai.doctor.machine import check_folders, check_machine, check_packages, num_cpus
 from hai.doctor.storage import check_place, check_room_for_checkpoints
 from hai.errors import HaiError
+from hai.launch.room import Machine
 from hai.masking import without_secrets
 from hai.provenance import provenance
 from hai.types import Record
@@ -91,11 +92,11 @@ def diagnose(
             take([fine("config", without_secrets(f"{config}: {run.task}, {run.model.name}"))])
         except HaiError as error:
             take(from_error("config", error))
-    resources: Record = {"CPU": num_cpus(), "GPU": len(shown) if works else 0}
+    machines = [Machine(num_cpus(), len(shown) if works else 0)]
     if take(check_ray()) and not quick and not (run and run.scale.launcher == "in_process"):
         findings, joined = join_cluster()
         take(findings)
-        resources = joined or resources
+        machines = joined or machines
     place = storage or (run.storage if run else None) or os.environ.get("HAI_STORAGE") or "runs"
     is_there = take(check_place(place))
     sources = [source.path for source in run.data.sources] if run else []
@@ -107,7 +108,7 @@ def diagnose(
     take(check_clouds([place, *sources]))
     take(check_hub())
     if run:
-        findings, diagnosis.advice = advise(run, resources, shown if works else [], quick=quick)
+        findings, diagnosis.advice = advise(run, machines, shown if works else [], quick=quick)
         take(findings)
         if is_there and diagnosis.advice is not None:
             take(check_room_for_checkpoints(place, diagnosis.advice.checkpoint_bytes, run.checkpoint.keep))

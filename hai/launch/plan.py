@@ -6,11 +6,10 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hai.config.schema import RunConfig, ScaleConfig
-from hai.errors import ConfigError
+from hai.config.schema import RunConfig
 from hai.types import Record
 
-__all__ = ["Group", "Outcome", "Plan", "is_url", "located", "plan_group"]
+__all__ = ["Outcome", "Plan", "is_url", "located"]
 
 
 @dataclass(frozen=True)
@@ -83,39 +82,3 @@ def located(config: RunConfig) -> RunConfig:
             ),
         }
     )
-
-
-@dataclass(frozen=True)
-class Group:
-    """The workers of a run: from `least` to `most` of them, with `cpus` CPUs and, if `use_gpu`, a GPU each."""
-
-    least: int
-    most: int
-    cpus: int
-    use_gpu: bool
-
-
-def plan_group(scale: ScaleConfig, *, num_cpus: int, num_gpus: int) -> Group:
-    """Work out the workers that `scale` asks for on what a machine or cluster has.
-
-    Raises:
-        ConfigError: it has fewer GPUs or CPUs than the workers need.
-    """
-    use_gpu = num_gpus > 0 if scale.use_gpu is None else scale.use_gpu
-    if isinstance(scale.num_workers, str):
-        low, _, high = scale.num_workers.partition(":")
-        least, most = int(low), int(high or low)
-    else:
-        least = most = scale.num_workers or (max(num_gpus, 1) if use_gpu else 1)
-    if use_gpu and least > num_gpus:
-        asked = f"scale.num_workers = {scale.num_workers}" if scale.num_workers else "scale.use_gpu = true"
-        raise ConfigError(
-            f"{asked}: the cluster has {num_gpus} GPUs; ask for fewer workers, or set scale.use_gpu=false"
-        )
-    cpus = scale.cpus_per_worker or max(1, num_cpus // most)
-    if least * cpus > num_cpus:
-        raise ConfigError(
-            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs; "
-            "ask for fewer workers or lower scale.cpus_per_worker"
-        )
-    return Group(least, most, cpus, use_gpu)

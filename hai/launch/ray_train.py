@@ -18,7 +18,8 @@ from hai.config.schema import RunConfig, ScaleConfig
 from hai.errors import HaiError, OutOfMemoryError
 from hai.launch.cluster import connected, is_on_loopback
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
-from hai.launch.plan import Outcome, Plan, plan_group
+from hai.launch.plan import Outcome, Plan
+from hai.launch.room import Machine, machines_of, plan_group
 from hai.launch.signals import StopSignals
 from hai.types import Record
 
@@ -87,7 +88,7 @@ def train_on_ray(
 
         from hai.launch.group import GroupConfig
 
-        scaling = _scaling(config.scale, ray.cluster_resources())
+        scaling = _scaling(config.scale, machines_of(ray.nodes(), os.environ))
         workers = scaling.num_workers if isinstance(scaling.num_workers, int) else "{}:{}".format(*scaling.num_workers)
         if workers == scaling.num_workers:  # a fixed group waits its turn on a busy cluster; an elastic one tries anew
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -152,7 +153,7 @@ def _attend(
         if letters:
             patience = float("inf")
         elif time.monotonic() > patience:
-            say("still waiting for the workers to start; a busy cluster starts them when others are done")
+            say("still waiting for the workers to start: for others to be done, or for machines that are being started")
             patience = float("inf")
         for kind, content in letters:
             if kind == "say":
@@ -182,13 +183,13 @@ def _hai_error(name: str, text: str) -> HaiError:
     return kind(text) if isinstance(kind, type) and issubclass(kind, HaiError) else HaiError(text)
 
 
-def _scaling(config: ScaleConfig, resources: dict[str, float]) -> Any:
-    """Translate `scale` for Ray, with what the cluster has; raises ConfigError as `plan_group` does."""
+def _scaling(scale: ScaleConfig, machines: list[Machine]) -> Any:
+    """Translate `scale` for Ray, with what the cluster has or can start; raises ConfigError as `plan_group` does."""
     import ray.train
 
-    group = plan_group(config, num_cpus=int(resources.get("CPU", 1)), num_gpus=int(resources.get("GPU", 0)))
+    group = plan_group(scale, machines)
     settings: dict[str, Any] = {
-        "num_workers": (group.least, group.most) if isinstance(config.num_workers, str) else group.most,
+        "num_workers": (group.least, group.most) if isinstance(scale.num_workers, str) else group.most,
         "use_gpu": group.use_gpu,
         "resources_per_worker": {"CPU": group.cpus, **({"GPU": 1} if group.use_gpu else {})},
         "elastic_resize_monitor_interval_s": _RESIZE_SECONDS,

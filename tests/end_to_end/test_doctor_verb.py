@@ -15,6 +15,7 @@ from conftest import Cluster
 
 from benchmarks.faults.ray_kills import start_head
 from hai.doctor.cluster import join_cluster
+from hai.launch.room import Machine
 
 LOADED = """
 import json, sys
@@ -102,10 +103,10 @@ def test_the_size_of_a_checkpoint_is_foretold(tiny_detector: Path, unbroken: Pat
 @pytest.mark.ray
 def test_the_cluster_that_a_run_would_use_is_joined(ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
-    (finding,), resources = join_cluster()
+    (finding,), machines = join_cluster()
     assert finding.status == "ok", finding.text
     assert f"using the Ray cluster at {ray_cluster.address}; has 2 CPUs, 0 GPUs" in finding.text
-    assert resources == {"CPU": 2.0}
+    assert machines == [Machine(2, 0)]
 
 
 @pytest.fixture
@@ -123,9 +124,9 @@ def test_a_wrong_token_is_told_and_not_shown(guarded: str, monkeypatch: pytest.M
     wrong = "fedcba9876543210" * 4
     for name, value in {"RAY_ADDRESS": guarded, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": wrong}.items():
         monkeypatch.setenv(name, value)
-    (finding,), resources = join_cluster()
+    (finding,), machines = join_cluster()
     assert finding.status == "problem"
     assert f"RAY_ADDRESS = {guarded}" in finding.text
     assert "RAY_AUTH_MODE" in finding.mend
     assert wrong not in str(finding)
-    assert resources == {}
+    assert machines == []

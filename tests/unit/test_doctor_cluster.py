@@ -87,7 +87,7 @@ def test_modes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_ray_that_does_not_come_up_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
-    (finding,), resources = join_cluster(limit_s=0.2)
+    (finding,), machines = join_cluster(limit_s=0.2)
     assert finding.status == "problem"
     assert "within 0 s" in finding.text
-    assert resources == {}
+    assert machines == []
