@@ -245,8 +245,8 @@ def _test_part(best: TrialRecord, found: Record, row: Callable[[str, Record], Re
     return {
         "test": rows,
         "test_names": [names[name] for name in found],
-        "test_text": f"Chosen on validation, then measured once on {size} that no trial has learned from or been chosen "
-        f"by. {INTERVALS}",
+        "test_text": f"Chosen on validation, then measured once on {size} that no trial has learned from or been "
+        f"chosen by. {INTERVALS}",
     }
 
 
