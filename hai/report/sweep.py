@@ -186,8 +186,8 @@ def _text(trial: TrialRecord, title: str) -> str:
 
 def _legend(counts: Counter[str], best: TrialRecord | None, num_scored: int) -> list[tuple[str, str]]:
     kinds = [("chosen", f"the best, trial {best.number}")] if best else []
-    if num_scored > 1:
-        kinds += [("high", "the best tenth"), ("next", "the next fifth"), ("low", "the others")]
+    kinds += [("high", "the best tenth")] if num_scored > 10 else []  # of fewer it is the best alone
+    kinds += [("next", "the next fifth"), ("low", "the others")] if num_scored > 1 else []
     kinds += [("early", "stopped early")] if counts["stopped"] else []
     return kinds + ([("lost", "failed")] if counts["failed"] else [])
 
