@@ -47,7 +47,7 @@ LAYERS = [
         "hai.score_scale",
         "hai.faces",
     },
-    {"hai.checkpoint", "hai.embeddings", "hai.distributed", "hai.state"},
+    {"hai.checkpoint", "hai.embeddings", "hai.distributed", "hai.state", "hai.sweep"},
     {"hai.tasks"},
     {
         "hai.context",

@@ -1,0 +1,1 @@
+"""Sweeps: many trials of one config, their records and what was found."""
