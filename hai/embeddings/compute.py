@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hai import errors
+from hai.console import shown_seconds
 from hai.data.dataset import ImageDataset
 from hai.distributed import Workers
 from hai.embeddings.shards import as_keys
@@ -165,14 +166,8 @@ class _Report:
             return
         self._said = now
         rate = done / max(now - self._start, 1e-9)
-        left = f", about {_duration((self._total - done) / rate)} left" if 0 < done < self._total else ""
+        left = f", about {shown_seconds((self._total - done) / rate)} left" if 0 < done < self._total else ""
         self._say(f"features: encoded {done} of {self._total} images, {rate:.3g} images/s{left}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _attempt(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
