@@ -23,7 +23,10 @@ KINDS: Final = ("loguniform", "uniform", "randint", "choice", "grid")
 _RANGES: Final = ("loguniform", "uniform", "randint")
 _OF_THE_LAUNCH: Final = ("task", "name", "storage", "scale", "checkpoint", "logging")
 _DIVIDING: Final = ("seed", "data.split_ratios", "data.near_duplicate_distance", "data.tiers", "data.score_column")
-_IN_MID_TRAINING: Final = ("optim", "augment", "loss", "pairs", "model.dropout", "model.drop_path", "train.gradient_clip_norm")  # fmt: skip
+_IN_MID_TRAINING: Final = (
+    *("optim.", "augment.", "loss.", "pairs."),
+    *("model.dropout", "model.drop_path", "train.gradient_clip_norm"),
+)
 _SHAPING: Final = ("optim.name", "pairs.loss", "pairs.ties")  # what they change is in the checkpoint's tensors
 _COMMAND_LINE: Final = "command line"
 
@@ -231,9 +234,8 @@ def _space(given: Any, where: str) -> tuple[dict[str, Entry], list[str]]:
     for key, entry in entries.items():
         for other in entry.when:
             if other not in given:
-                problems.append(
-                    f"{where}: space.{key}.when.{other}; is no key of the space{_near(other, [str(one) for one in given])}"
-                )
+                near = _near(other, [str(one) for one in given])
+                problems.append(f"{where}: space.{key}.when.{other}; is no key of the space{near}")
     ordered: dict[str, Entry] = {}
     while not problems and len(ordered) < len(entries):
         ready = [key for key, entry in entries.items() if key not in ordered and entry.when.keys() <= ordered.keys()]
@@ -298,7 +300,8 @@ def _misfits(settings: SweepSettings, space: dict[str, Entry], run: RunConfig, w
     every, rule = run.train.eval_every_epochs, f"{where}: sweep.scheduler = pbt; "
     if fixed_keys:
         problems.append(
-            f"{rule}{', '.join(fixed_keys)} cannot change in the middle of training; {', '.join(_IN_MID_TRAINING)} can"
+            f"{rule}{', '.join(fixed_keys)} cannot change in the middle of training; only keys of optim, augment, "
+            "loss and pairs, dropout and the clipping norm can"
         )
     if settings.searcher != "random":
         problems.append(f"{rule}it chooses by itself, so searcher must be random, not {settings.searcher}")
@@ -313,16 +316,24 @@ def _misfits(settings: SweepSettings, space: dict[str, Entry], run: RunConfig, w
 
 
 def _values_misfit(space: dict[str, Entry], run: RunConfig, where: str) -> list[str]:
-    """List the values that the config would refuse, each tried alone with what its condition asks for."""
-    problems = []
+    """List, one for each key, a value that the config refuses beside the base's, the first and the last other ones."""
+    others = [{}, *({key: entry.values[place] for key, entry in space.items()} for place in (0, -1))]
+    problems: list[str] = []
     for key, entry in space.items():
         context: dict[str, Any] = {}
         for other, wanted in entry.when.items():
             context |= {deeper: values[0] for deeper, values in space[other].when.items()} | {other: wanted[0]}
         for value in entry.values:
-            try:
-                config_with(run, {**context, key: value}, f"{where}: space")
-            except ConfigError as error:
-                prefix = f"{where}: space: {key} = "
-                problems += [line for line in str(error).splitlines() if line.startswith(prefix)]
+            found = [_refusals(run, {**rest, **context, key: value}, key, f"{where}: space") for rest in others]
+            if all(found):
+                problems.append(found[0][0])
+                break
     return problems
+
+
+def _refusals(run: RunConfig, values: dict[str, Any], key: str, where: str) -> list[str]:
+    try:
+        config_with(run, values, where)
+    except ConfigError as error:
+        return [line for line in str(error).splitlines() if line.startswith(f"{where}: {key} = ")]
+    return []

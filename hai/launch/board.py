@@ -119,7 +119,12 @@ class Board:
         ended = sum(trial.status in ("finished", "stopped", "failed") for trial in trials)
         base = sum(trial.number == 0 for trial in trials)
         more = sum(trial.generation > 0 for trial in trials)
-        return {"ended": ended, "total": self._strategy.num_trials + base + more, "running": self.num_running, "best": found}
+        return {
+            "ended": ended,
+            "total": self._strategy.num_trials + base + more,
+            "running": self.num_running,
+            "best": found,
+        }
 
     def _record(self, job: Job, config: RunConfig) -> Record:
         trial = job.trial

@@ -62,7 +62,7 @@ def train_trial(
 
             summary = train_on_ray(config, plan, say=say, show=lambda _: None, request=request).summary
     evaluations = _evaluations(location, job["metric"], is_here=num_workers == 1)
-    best_step = (summary.get("best") or {}).get("step")
+    best_step = int((summary.get("best") or {"step": -1})["step"])
     values = {step: value for step, _, value in evaluations}
     until, status = job["until_epoch"], str(summary["status"])
     if status == "interrupted" and until is not None and evaluations and evaluations[-1][1] >= until - 1e-9:

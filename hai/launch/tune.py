@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray import tune
@@ -134,8 +134,8 @@ def train_on_tune(
         say(f"room for {room}")
         if not prepare(room, lambda: signals.request):
             return STOP
-        own_node = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
-        mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()  # type: ignore[attr-defined]
+        own_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
         with tempfile.TemporaryDirectory(prefix="hai-tune-") as scratch:
             tuner = _tuner(board, mailbox, room, config, scratch)
             _attend(tuner, mailbox, board, signals, time_left, say=say, show=show)
@@ -144,7 +144,9 @@ def train_on_tune(
 
 def _tuner(board: Board, mailbox: Any, room: Room, config: RunConfig, scratch: str) -> Any:
     environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
-    needs = {"cpu": room.cpus, "gpu": room.gpus} if room.workers == 1 else {"cpu": 0, "memory": 1 << 20}
+    needs: dict[str, float] = {"cpu": room.cpus, "gpu": room.gpus}
+    if room.workers > 1:  # the workers claim what they need; this process only waits for them
+        needs = {"cpu": 0, "memory": 1 << 20}
     trainable = tune.with_parameters(_trial, mailbox=mailbox, room=room, environment=environment)
     return tune.Tuner(
         tune.with_resources(trainable, needs),
@@ -158,7 +160,7 @@ def _tuner(board: Board, mailbox: Any, room: Room, config: RunConfig, scratch: s
     )
 
 
-class _Work(Searcher):  # type: ignore[misc]
+class _Work(Searcher):
     """Tune's view of the board: whatever it is asked to try is the next piece of work."""
 
     def __init__(self, board: Board | None, room: Room | None = None) -> None:
@@ -166,7 +168,7 @@ class _Work(Searcher):  # type: ignore[misc]
         self._board, self._room = board, room
         self._numbers: dict[str, int] = {}
 
-    def suggest(self, trial_id: str) -> Record | None | str:
+    def suggest(self, trial_id: str) -> Record | None:
         """Return the next piece; None while there is no room or nothing to do yet."""
         board, room = self._board, self._room
         assert board is not None
@@ -175,7 +177,7 @@ class _Work(Searcher):  # type: ignore[misc]
             return None
         job = board.take(lambda config: _shaped(config, room))
         if job is None:
-            return Searcher.FINISHED if board.is_over() else None
+            return cast("Record", Searcher.FINISHED) if board.is_over() else None
         self._numbers[trial_id] = int(job["number"])
         return {"job": json.dumps(job)}
 

@@ -15,7 +15,7 @@ from hai.errors import CheckpointError
 from hai.sweep.records import TrialRecord, parse_trials
 from hai.types import Record
 
-__all__ = ["BEST_CONFIG", "SWEEP", "TRIALS", "SweepFolder"]
+__all__ = ["BEST_CONFIG", "SWEEP", "TRIALS", "SweepFolder", "load_sweep_files"]
 
 TRIALS: Final = "trials.csv"
 SWEEP: Final = "sweep.yaml"
@@ -90,6 +90,13 @@ class SweepFolder:
     def _nudge(self) -> None:
         if self._uploader is not None:
             self._uploader.nudge()
+
+
+def load_sweep_files(location: Location) -> tuple[Record, list[TrialRecord]]:
+    """Read summary and trials of a sweep from its work folder, which a sweep that has just ended leaves whole."""
+    path = location.path / TRIALS
+    trials = parse_trials(path.read_text(encoding="utf-8")) if path.exists() else []
+    return load_json(location.path / SUMMARY) or {}, trials
 
 
 def _progress(content: bytes | None) -> tuple[int, int]:

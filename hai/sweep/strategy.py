@@ -1,7 +1,7 @@
-"""What a sweep does next: a function of its records alone, so that a sweep that was killed goes on as if it had not been.
+"""What a sweep does next: a function of its records alone, so that one that was killed goes on as if it had not been.
 
-A trial trains in pieces, each up to a point of comparison ("rung"), and its run folder keeps what it has learned between
-two of them. Whoever carries out the pieces (Ray Tune does) decides nothing.
+A trial trains in pieces, each up to a point of comparison ("rung"), and its run folder keeps what it has learned by
+then. Whoever carries out the pieces (Ray Tune does) decides nothing.
 """
 
 from __future__ import annotations
@@ -262,5 +262,7 @@ def _rungs(sweep: Sweep, epochs: float) -> list[float]:
             rungs.append(rung)
             rung *= settings.reduction
     elif settings.scheduler == "pbt":
-        rungs = [float(epoch) for epoch in range(settings.interval_epochs, 10**6, settings.interval_epochs) if epoch < epochs]
+        rungs = [
+            float(epoch) for epoch in range(settings.interval_epochs, 10**6, settings.interval_epochs) if epoch < epochs
+        ]
     return rungs

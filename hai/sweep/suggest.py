@@ -85,5 +85,5 @@ def _distribution(entry: Entry) -> Any:
     if entry.kind == "randint":
         return IntDistribution(*entry.values)
     if entry.is_range:
-        return FloatDistribution(*entry.values, log=entry.kind == "loguniform")
+        return FloatDistribution(entry.values[0], entry.values[1], log=entry.kind == "loguniform")
     return CategoricalDistribution(range(len(entry.values)))
