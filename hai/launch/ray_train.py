@@ -75,9 +75,21 @@ def _on_worker(spec: Record) -> None:
 
 
 def train_on_ray(
-    config: RunConfig, plan: Plan, *, say: Callable[[str], None], show: Callable[[Record], None]
+    config: RunConfig,
+    plan: Plan,
+    *,
+    say: Callable[[str], None],
+    show: Callable[[Record], None],
+    request: Callable[[], int] = lambda: 0,
 ) -> Outcome:
     """Train on the workers that the config asks for.
+
+    Args:
+        config: of the run.
+        plan: of this launch.
+        say: takes a line for people.
+        show: takes progress for a bar.
+        request: asked now and then, besides this process's signals: 0 or STOP.
 
     Raises:
         HaiError: what a worker raised for the user to mend, or more workers than the cluster can hold.
@@ -114,7 +126,7 @@ def train_on_ray(
                     logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 ),
             )
-            return _attend(ray, trainer, mailbox, signals, say=say, show=show)
+            return _attend(ray, trainer, mailbox, lambda: signals.request or request(), say=say, show=show)
 
 
 def _max_failures(config: RunConfig) -> int:
@@ -126,10 +138,10 @@ def _max_failures(config: RunConfig) -> int:
 
 
 def _attend(
-    ray: Any, trainer: Any, mailbox: Any, signals: StopSignals, *,
+    ray: Any, trainer: Any, mailbox: Any, request: Callable[[], int], *,
     say: Callable[[str], None], show: Callable[[Record], None],
 ) -> Outcome:  # fmt: skip
-    """Run the trainer in a thread; pass on lines, progress and signals until it ends."""
+    """Run the trainer in a thread; pass on lines, progress and requests until it ends."""
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -146,8 +158,8 @@ def _attend(
     patience = time.monotonic() + _PATIENCE_SECONDS
     while True:
         ended = not fitting.is_alive() or time.monotonic() > deadline
-        if signals.request != asked:
-            asked = signals.request
+        if request() != asked:
+            asked = request()
             mailbox.ask.remote(asked)
         letters = ray.get(mailbox.take.remote())
         if letters:

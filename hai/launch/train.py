@@ -28,7 +28,7 @@ from hai.types import Record
 if TYPE_CHECKING:
     from hai.tasks.base import Datasets, Task
 
-__all__ = ["run_embedding", "run_training"]
+__all__ = ["read_data", "run_embedding", "run_training"]
 
 _INTERRUPTED, _UNSAVED, _MOST_NOTES = 3, 2, 20
 
@@ -77,7 +77,7 @@ def _train(config: RunConfig, resume: str | None, restart: bool, wait_for_upload
     if resume is not None:
         _refuse_changes(locate(*run_of(resume)), config)
         _tell_apart(config, resume, bar.say)
-    _, datasets = _read_data(config, bar.say)
+    _, datasets = read_data(config, bar.say)
     if restart:
         restart_run(storage, name, report=bar.say)
     location = locate(storage, name)
@@ -113,7 +113,7 @@ def run_embedding(config: RunConfig) -> int:
     config = located(config)
     plan = replace(_plan(config, "embed", None, False), only_prepare=True)
     with TrainingBar() as bar:
-        _read_data(config, bar.say)
+        read_data(config, bar.say)
         outcome = _launch(config, plan, bar.say, bar.show)
         if outcome.status == "interrupted":
             bar.say("stopped; run the same command to go on")
@@ -154,7 +154,7 @@ def _is_saved(summary: Record) -> bool:
     return saved is None or int(saved) >= step
 
 
-def _read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Datasets]:
+def read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Datasets]:
     """Read the sources before anything is claimed; workers find the hashes cached."""
     from rich.console import Console
     from rich.progress import Progress
@@ -186,7 +186,7 @@ def _explain(config: RunConfig, say: Callable[[str], None]) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     console.print(show_config(config), markup=False)
-    task, datasets = _read_data(config, say)
+    task, datasets = read_data(config, say)
     table = Table(title="data")
     for column in datasets.table[0] if datasets.table else ():
         table.add_column(column)
