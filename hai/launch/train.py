@@ -17,6 +17,7 @@ from hai.checkpoint.store import RunFolder
 from hai.config.compare import compare_configs
 from hai.config.load import config_from_yaml_text, show_config
 from hai.config.schema import RunConfig
+from hai.console import build_console
 from hai.errors import ConfigError
 from hai.launch.bar import TrainingBar
 from hai.launch.plan import Outcome, Plan, located
@@ -153,7 +154,6 @@ def _is_saved(summary: Record) -> bool:
 
 def _read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Datasets]:
     """Read the sources before anything is claimed; workers find the hashes cached."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from hai.tasks import build_task
@@ -161,7 +161,7 @@ def _read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Dat
     task = build_task(config)
     if config.data.embedding_cache and config.task == "ranker":
         check_storage(config.data.embedding_cache)
-    console = Console(stderr=True)
+    console = build_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("reading the images", total=None)
         datasets = task.build_datasets(progress=lambda done, total: bar.update(line, completed=done, total=total))
