@@ -1,35 +1,12 @@
-"""What people see: bars and lines on a terminal or in a notebook, tables, whole lines in a pipe, values to read."""
+"""What verbs print: tables for people on a terminal and whole lines in a pipe, and values as people read them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hai.live import NotebookTerminal, in_notebook
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-__all__ = ["build_console", "plain", "print_table", "shown", "shown_bytes"]
-
-
-def build_console() -> Console:
-    """Build what bars and lines for people are drawn on: standard error, or in a notebook the cell's output."""
-    from rich.console import Console
-
-    if not in_notebook():
-        return Console(stderr=True, highlight=False, soft_wrap=True)
-    return Console(
-        file=NotebookTerminal(),  # type: ignore[arg-type]  # a text stream
-        force_terminal=True,
-        force_jupyter=False,  # rich would want widgets, which not every notebook has
-        width=100,
-        no_color=True,
-        highlight=False,
-        soft_wrap=True,
-        _environ={"TERM": "xterm"},
-    )
+__all__ = ["plain", "print_table", "shown", "shown_bytes"]
 
 
 def plain(text: str) -> str:

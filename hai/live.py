@@ -1,15 +1,18 @@
-"""Text that changes in place: in the output of a notebook's cell, and what a program drew on a terminal."""
+"""Bars and lines that change in place: on a terminal, in the output of a notebook's cell, and read off a terminal."""
 
 from __future__ import annotations
 
 import io
 import re
 import sys
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import override
 
-__all__ = ["NotebookTerminal", "Screen", "in_notebook"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["NotebookTerminal", "Screen", "build_console", "in_notebook"]
 
 _MOST_LINES: Final = 500
 _CONTROL: Final = re.compile(
@@ -119,3 +122,21 @@ class NotebookTerminal(io.TextIOBase):
         else:
             self._handle.update(content, raw=True)
         self._shown = text
+
+
+def build_console() -> Console:
+    """Build what bars and lines for people are drawn on: standard error, or in a notebook the cell's output."""
+    from rich.console import Console
+
+    if not in_notebook():
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(
+        file=NotebookTerminal(),  # type: ignore[arg-type]  # a text stream
+        force_terminal=True,
+        force_jupyter=False,  # rich would want widgets, which not every notebook has
+        width=100,
+        no_color=True,
+        highlight=False,
+        soft_wrap=True,
+        _environ={"TERM": "xterm"},
+    )

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hai.console import build_console, shown_bytes
-from hai.live import in_notebook
+from hai.console import shown_bytes
+from hai.live import build_console, in_notebook
 
 __all__ = ["progress_bar"]
 

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from hai.console import build_console
+from hai.live import build_console
 from hai.masking import without_secrets
 from hai.types import Record
 

@@ -17,10 +17,10 @@ from hai.checkpoint.store import RunFolder
 from hai.config.compare import compare_configs
 from hai.config.load import config_from_yaml_text, show_config
 from hai.config.schema import RunConfig
-from hai.console import build_console
 from hai.errors import ConfigError
 from hai.launch.bar import TrainingBar
 from hai.launch.plan import Outcome, Plan, located
+from hai.live import build_console
 from hai.provenance import provenance
 from hai.types import Record
 

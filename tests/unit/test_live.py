@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from hai import live
-from hai.console import build_console
 from hai.launch.bar import TrainingBar
-from hai.live import Screen
+from hai.live import Screen, build_console
 from hai.progress import progress_bar
 
 
@@ -87,7 +86,7 @@ def cell(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return Handle(blocks[-1])
 
     monkeypatch.setattr("IPython.display.display", display)
-    monkeypatch.setattr("hai.console.in_notebook", lambda: True)
+    monkeypatch.setattr("hai.live.in_notebook", lambda: True)
     monkeypatch.setattr("hai.progress.in_notebook", lambda: True)
     return blocks
 
