@@ -89,6 +89,7 @@ def install(*extras: str, in_kernel: bool = False) -> None:
     Raises:
         ConfigError: no set of packages fits what is installed, or the session has to be restarted once.
     """
+    os.environ["PYTHONPATH"] = _python_path()
     before = _installed()
     wanted = lacking(_requirements(extras), before)
     if wanted:
@@ -101,7 +102,9 @@ def install(*extras: str, in_kernel: bool = False) -> None:
         raise ConfigError(
             f"packages: {', '.join(moved)} changed, which must not be; start a new session, run all again"
         )
-    new = [f"{name} {version}" for name, version in after.items() if before.get(name) != version and name != "hai"]
+    new = [
+        f"{name} {version}" for name, version in sorted(after.items()) if before.get(name) != version and name != "hai"
+    ]
     print(f"installed {', '.join(new)}" if new else "nothing to install", end="")
     print(f"; torch {after.get('torch')} as it was")
     pillow = sys.modules.get("PIL")
@@ -291,8 +294,13 @@ def run(*words: str) -> None:
     terminal.write(f"$ {shown}\r\n")
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, _WIDTH, 0, 0))
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "TERM": "xterm", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": _python_path(),
+        "TERM": "xterm",
+        "NO_COLOR": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     environment.pop("MPLBACKEND", None)  # the kernel's draws into cells
     try:
         with subprocess.Popen(
@@ -309,6 +317,12 @@ def run(*words: str) -> None:
         raise HaiError(
             f"hai {words[0]} ended with status {process.returncode}; mend what it says above and run this cell again"
         )
+
+
+def _python_path() -> str:
+    """Return the PYTHONPATH of commands and Ray's workers, which has this code first."""
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", str(ROOT))]
+    return os.pathsep.join([str(ROOT), *others])
 
 
 def _follow(process: subprocess.Popen[bytes], stream: int, terminal: NotebookTerminal) -> None:

@@ -47,13 +47,16 @@ def filled(name: str, **values: Any) -> Any:
 def execute(book: Any, folder: Path, **environment: str) -> dict[str, str]:
     """Run all cells in a new kernel and return what each shows, by its id."""
     client = nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(folder)}})
-    client.execute(env={**os.environ, **environment})
+    try:
+        client.execute(env={**os.environ, **environment})
+    except nbclient.exceptions.CellExecutionError as error:
+        pytest.fail("\n".join([str(error), *(shown(cell) for cell in book.cells if cell.cell_type == "code")]))
     return {cell.id: shown(cell) for cell in book.cells if cell.cell_type == "code"}
 
 
 def shown(cell: Any) -> str:
     texts = []
-    for output in cell.outputs:
+    for output in cell.get("outputs", []):
         data = output.get("data", {})
         texts.append(output.get("text") or data.get("text/html") or data.get("text/plain") or "")
     return "\n".join(texts)
