@@ -1,4 +1,4 @@
-"""What a person watches while training runs: a bar on a terminal, plain lines elsewhere."""
+"""What a person watches while training runs: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
+from hai.live import build_console
 from hai.masking import without_secrets
 from hai.types import Record
 
@@ -16,13 +17,12 @@ _PLAIN_SECONDS = 30.0
 
 
 class TrainingBar:
-    """Show lines and progress on standard error; a bar with ETA, loss and examples/s when it is a terminal."""
+    """Show lines and progress on standard error; a bar with ETA, loss and examples/s on a terminal, in a notebook."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = build_console()
         self._live = self._console.is_terminal
         self._bar: Any = Progress(
             TextColumn("{task.description}"),

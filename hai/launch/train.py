@@ -22,6 +22,7 @@ from hai.config.schema import RunConfig
 from hai.errors import ConfigError
 from hai.launch.bar import TrainingBar
 from hai.launch.plan import Outcome, Plan, located
+from hai.live import build_console
 from hai.provenance import provenance
 from hai.types import Record
 
@@ -156,7 +157,6 @@ def _is_saved(summary: Record) -> bool:
 
 def read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Datasets]:
     """Read the sources before anything is claimed; workers find the hashes cached."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from hai.tasks import build_task
@@ -164,7 +164,7 @@ def read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Data
     task = build_task(config)
     if config.data.embedding_cache and config.task == "ranker":
         check_storage(config.data.embedding_cache)
-    console = Console(stderr=True)
+    console = build_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("reading the images", total=None)
         datasets = task.build_datasets(progress=lambda done, total: bar.update(line, completed=done, total=total))

@@ -27,7 +27,17 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Imports point to the same layer or down. A new module is put into its layer here.
 LAYERS = [
-    {"hai", "hai.errors", "hai.types", "hai.paths", "hai.provenance", "hai.progress", "hai.console", "hai.masking"},
+    {
+        "hai",
+        "hai.errors",
+        "hai.types",
+        "hai.paths",
+        "hai.provenance",
+        "hai.progress",
+        "hai.console",
+        "hai.masking",
+        "hai.live",
+    },
     {"hai.config"},
     {
         "hai.data",
@@ -62,7 +72,7 @@ LAYERS = [
     },
     {"hai.report", "hai.predict", "hai.evaluation", "hai.ranking", "hai.export", "hai.submit"},
     {"hai.launch"},
-    {"hai.cli", "hai.api", "hai.benchmark", "hai.doctor"},
+    {"hai.cli", "hai.api", "hai.benchmark", "hai.doctor", "hai.notebook"},
 ]
 
 
