@@ -35,6 +35,7 @@ def test_a_suggested_micro_batch_divides_as_the_loop_does(share: int, most: int)
     assert -(-share // size) == -(-share // most)
 
 
+@pytest.mark.slow
 def test_a_step_is_counted_without_being_computed() -> None:
     plain = needs_of(config())
     parameters = plain.checkpoint / 3 / 4  # AdamW keeps two averages beside every weight
