@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Annotated
 
 import typer
@@ -30,6 +31,7 @@ def doctor(
     from hai.doctor.page import print_end, print_finding
     from hai.errors import ConfigError
 
+    logging.getLogger().addHandler(logging.NullHandler())  # what libraries say between the findings
     if overrides and config is None:
         raise ConfigError(f"doctor: {overrides[0]}; belongs to a config; give it with --config FILE")
     if as_json:

@@ -106,6 +106,9 @@ def advise(
         needs = needs_of(config)
     except ConfigError as error:
         return [*findings, *from_error("model", error)], None
+    except RuntimeError as error:  # a network that looks at its numbers cannot be carried out without any
+        text = f"{config.model.name} cannot be worked out ({_first_line(error)})"
+        return [*findings, warning("fit", text, "just begin: where memory runs out, the micro-batch halves")], None
     share = -(-config.train.global_batch_size // group.least)
     here = _here(config, needs, share, group, cards)
     batch = config.train.global_batch_size
@@ -162,10 +165,10 @@ def _judge(config: RunConfig, here: Row, share: int, cards: Sequence[Card]) -> l
         return [*findings, *_try(config, min(asked, max(here.most, 1)), share)]
     if here.settings is None:
         mend = "lower data.image_size or take a smaller model"
-        return [*findings, problem("memory", f"{text}: not one example fits", mend)]
+        return [*findings, problem("fit", f"{text}: not one example fits", mend)]
     if here.settings and asked > here.most:
-        return [*findings, warning("memory", f"{text}: {here.most} fit at once", " ".join(here.settings))]
-    return [*findings, fine("memory", text)]
+        return [*findings, warning("fit", f"{text}: {here.most} fit at once", " ".join(here.settings))]
+    return [*findings, fine("fit", text)]
 
 
 def _try(config: RunConfig, size: int, share: int) -> list[Finding]:
@@ -174,11 +177,16 @@ def _try(config: RunConfig, size: int, share: int) -> list[Finding]:
     try:
         fits, taken = measured(config, size)
     except ConfigError as error:
-        return list(from_error("memory", error))
+        return list(from_error("fit", error))
     except RuntimeError as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return [problem("GPU", f"a training step fails: {first}", "mend what is said above, or use the CPU")]
+        return [
+            problem("GPU", f"a training step fails: {_first_line(error)}", "mend what is said above, or use the CPU")
+        ]
     text = f"{fits} examples at once take {shown_bytes(taken)} of the GPU, measured"
     if fits < min(config.train.micro_batch_size or share, share):
-        return [warning("memory", text, f"train.micro_batch_size={even_micro_batch(share, fits)}")]
-    return [fine("memory", text)]
+        return [warning("fit", text, f"train.micro_batch_size={even_micro_batch(share, fits)}")]
+    return [fine("fit", text)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -28,6 +28,8 @@ __all__ = [
 _FIELDS: Final = "index,uuid,name,memory.total,memory.used,driver_version,compute_cap"
 _DRIVERS: Final = {12: 525, 13: 580}
 """The oldest driver of Linux for each major version of CUDA. Source: NVIDIA, CUDA Compatibility, minor versions."""
+_OLDEST_OF_13: Final = (7, 5)
+"""The oldest capability that CUDA 13 compiles for. Source: NVIDIA, CUDA 13.0 release notes."""
 _SHARED_FROM: Final = 1e9  # what a card's own desktop and idle contexts may take
 
 
@@ -165,7 +167,12 @@ def check_cards(
         yield problem("torch", f"{build.version} is built for CPUs, and here is a {cards[0].name}", mend)
     yield from _driver(cards[0].driver, build)
     for card in shown:
-        yield fine("GPU", f"{card.index}: {card.name}, {shown_bytes(card.memory)}, {card.architecture}")
+        text = f"{card.index}: {card.name}, {shown_bytes(card.memory)}, {card.architecture}"
+        if build.cuda and _major(build.cuda) >= 13 and card.capability < _OLDEST_OF_13:
+            text += f": torch {build.version} has no code for it, as nothing that is built with CUDA {build.cuda}"
+            yield problem("GPU", text, build_with_kernels(card.capability))
+        else:
+            yield fine("GPU", text)
         if card.used > _SHARED_FROM:
             taken = f"{shown_bytes(card.used)} of {shown_bytes(card.memory)}"
             mend = "end them (nvidia-smi lists them), or choose other cards with CUDA_VISIBLE_DEVICES"
@@ -175,14 +182,20 @@ def check_cards(
 def _driver(driver: str, build: TorchBuild) -> Iterator[Finding]:
     if build.cuda is None:
         return
-    least = _DRIVERS.get(int(build.cuda.partition(".")[0]))
-    if least is None or not driver.partition(".")[0].isdecimal():
+    least = _DRIVERS.get(_major(build.cuda))
+    if least is None or not _major(driver):
         return
-    if int(driver.partition(".")[0]) < least:
+    if _major(driver) < least:
         mend = "update the driver" + ("" if least <= 525 else ", or install torch 2.14 or older in its cu126 build")
         yield problem("driver", f"{driver} is too old for CUDA {build.cuda}, which wants {least} or newer", mend)
     else:
         yield fine("driver", f"{driver}, good for CUDA {build.cuda}")
+
+
+def _major(version: str) -> int:
+    """Return the first number of a version; 0 if it begins with none."""
+    first = version.partition(".")[0]
+    return int(first) if first.isdecimal() else 0
 
 
 def has_kernels(capability: tuple[int, int], architectures: Sequence[str]) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from hai.doctor.findings import Finding, fine, problem, tilde, warning
+from hai.doctor.findings import Finding, fine, private, problem, tilde, warning
 from hai.launch.room import Machine, machines_of
 from hai.masking import without_secrets
 from hai.types import Record
@@ -76,12 +76,12 @@ def check_authentication() -> Iterator[Finding]:
         elif isinstance(error, FileNotFoundError):
             yield fine("Ray's token", "none yet; the first run on this machine makes one for this user's eyes only")
         else:
-            yield problem("Ray's token", f"{tilde(file)}: {reason}", f"chmod 600 {tilde(file)}")
+            yield problem("Ray's token", f"{tilde(file)}: {reason}", private(file))
         return
     if is_empty:
         yield problem("Ray's token", f"{tilde(file)} is empty", "ray get-auth-token --generate > /dev/null")
     elif bits & 0o077:
-        yield warning("Ray's token", f"{tilde(file)} can be read by others ({bits:04o})", f"chmod 600 {tilde(file)}")
+        yield warning("Ray's token", f"{tilde(file)} can be read by others ({bits:04o})", private(file))
     else:
         yield fine("Ray's token", f"{tilde(file)}, {bits:04o}")
 

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from hai.data.kaggle import find_login, is_kaggle, kaggle_data, kaggle_refusal, kaggle_request, login_help
-from hai.doctor.findings import Finding, fine, from_error, problem, tilde, warning
+from hai.doctor.findings import Finding, fine, from_error, private, problem, tilde, warning
 from hai.errors import HaiError
 
 __all__ = ["check_clouds", "check_hub", "check_kaggle", "check_kaggle_data", "check_wandb"]
@@ -39,7 +39,7 @@ def _exposed(check: str, files: Sequence[Path]) -> Iterator[Finding]:
     for file in files:
         bits = stat.S_IMODE(file.stat().st_mode)
         if bits & 0o077:
-            yield warning(check, f"{tilde(file)} can be read by others ({bits:04o})", f"chmod 600 '{tilde(file)}'")
+            yield warning(check, f"{tilde(file)} can be read by others ({bits:04o})", private(file))
 
 
 def _listed(names: Sequence[str | Path]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from hai.errors import HaiError
 from hai.masking import masked
 from hai.types import Record
 
-__all__ = ["Finding", "fine", "from_error", "problem", "tilde", "warning"]
+__all__ = ["Finding", "fine", "from_error", "private", "problem", "tilde", "warning"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,9 @@ def tilde(path: str | Path) -> str:
     with contextlib.suppress(ValueError, RuntimeError):
         return str(Path("~") / Path(path).relative_to(Path.home()))
     return str(path)
+
+
+def private(path: str | Path) -> str:
+    """Write the command that lets nobody but its owner read a file."""
+    shown = tilde(path)
+    return f"chmod 600 ~/{shlex.quote(shown[2:])}" if shown.startswith("~/") else f"chmod 600 {shlex.quote(shown)}"

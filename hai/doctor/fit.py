@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Need", "Needs", "measured", "needs_of", "with_checkpointing"]
+__all__ = ["Need", "Needs", "measured", "needs_of"]
 
 _SIZES: Final = (4, 8)
+_SIZES_OF_FEATURES: Final = (512, 1024)
 _RESERVE: Final = 1e9
 _SHARE: Final = 0.9
 _IMAGE_COPIES: Final = 4
@@ -80,26 +81,26 @@ def needs_of(config: RunConfig) -> Needs:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with warnings.catch_warnings(), FakeTensorMode(), _Ledger() as ledger:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        step = _Step(config, "cpu")
-        found = {}
-        for is_mixed in (True, False):
-            precision = torch.bfloat16 if is_mixed else None  # of fp16 everything has the same size
-            peaks = [_peak(ledger, partial(step.run, size, precision)) for size in _SIZES]
-            least = _peak(ledger, partial(step.encode, precision))
-            each = max((peaks[1] - peaks[0]) / (_SIZES[1] - _SIZES[0]), 1.0)
-            extra = step.extra_bytes
-            copies = 0 if step.width else _IMAGE_COPIES * 4 * 3 * step.image_size**2
-            found[is_mixed] = Need(peaks[0] - each * _SIZES[0] + extra, each + copies, least)
-        return Needs(found[True], found[False], step.checkpoint_bytes, step.image_size)
-
-
-def with_checkpointing(config: RunConfig) -> RunConfig | None:
-    """Return the config with activations recomputed in the backward pass; None where that is on already."""
-    if config.model.gradient_checkpointing:
-        return None
-    return config.model_copy(update={"model": config.model.model_copy(update={"gradient_checkpointing": True})})
+        step = _Step(config)
+        sizes = _SIZES_OF_FEATURES if step.width else _SIZES
+        peaks: dict[tuple[bool, int], float] = {}
+        with FakeTensorMode(), _Ledger() as ledger:
+            step.settle()
+            precisions = {True: torch.bfloat16, False: None}  # of fp16 everything has the same size
+            for is_mixed, precision in precisions.items():
+                for size in sizes:
+                    peaks[is_mixed, size] = _peak(ledger, partial(step.run, size, precision))
+            leasts = {is_mixed: _peak(ledger, partial(step.encode, precisions[is_mixed])) for is_mixed in precisions}
+    copies = 0 if step.width else _IMAGE_COPIES * 4 * 3 * step.image_size**2
+    found = {}
+    for is_mixed in precisions:
+        low, high = (peaks[is_mixed, size] for size in sizes)
+        each = max((high - low) / (sizes[1] - sizes[0]), 1.0)
+        fixed = low - each * sizes[0] + step.extra_bytes
+        found[is_mixed] = Need(fixed, each + copies, leasts[is_mixed])
+    return Needs(found[True], found[False], step.checkpoint_bytes, step.image_size)
 
 
 def measured(config: RunConfig, size: int) -> tuple[int, float]:
@@ -123,13 +124,14 @@ def measured(config: RunConfig, size: int) -> tuple[int, float]:
 
     device = torch.device("cuda", 0)
     precision = precision_on(device, config.train.mixed_precision)
-    step = _Step(config, "cuda:0")
+    step = _Step(config, device)
+    step.settle()
     while size:
         try:
             torch.cuda.reset_peak_memory_stats(device)
+            step.run(size, precision)
+            step.run(size, precision)
             step.encode(precision)
-            step.run(size, precision)
-            step.run(size, precision)
             torch.cuda.synchronize(device)
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -145,77 +147,109 @@ def measured(config: RunConfig, size: int) -> tuple[int, float]:
 
 
 class _Step:
-    """Forward, a loss and backward into gradients that are there already, as in a step's second micro-batch."""
+    """Forward, a loss and backward into gradients that are there already, as in a step's second micro-batch.
 
-    def __init__(self, config: RunConfig, device: str) -> None:
+    Args:
+        config: of the run.
+        device: where to compute; None: nowhere, on pretended tensors of a CPU.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device | None = None) -> None:
         import torch
 
-        from hai.models.encoder import rounded_image_size
+        from hai.models.encoder import build_encoder, rounded_image_size
         from hai.models.freeze import set_frozen, train_mode
         from hai.models.scorer import Scorer, is_frozen
         from hai.tasks import build_task
         from hai.tasks.ranker import keeps_embeddings
 
         bare = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
-        self.config, self.device = bare, torch.device(device)
+        self.config, self._is_pretended = bare, device is None
+        self._device = device or torch.device("cpu")
         self._task = build_task(bare)
-        self.model = self._here(self._task.build_model())
         size = bare.data.image_size
         self.image_size = rounded_image_size(bare.model, size) if bare.task == "ranker" else size
+        with torch.device("meta" if device is None else "cpu"):
+            self.model = self._task.build_model()
+            is_scorer = isinstance(self.model, Scorer) and is_frozen(bare.model)
+            self._encoder = build_encoder(bare.model, self.image_size, bare.seed).eval() if is_scorer else None
+        self.width = int(cast(Scorer, self.model).architecture["width"]) if is_scorer and keeps_embeddings(bare) else 0
         frozen = self._task.backbone(self.model) if is_frozen(bare.model) else set()
         set_frozen(self.model, frozen, True)
         train_mode(self.model, frozen)
-        is_scorer = isinstance(self.model, Scorer) and is_frozen(bare.model)
-        self.width = int(cast(Scorer, self.model).architecture["width"]) if is_scorer and keeps_embeddings(bare) else 0
-        self._encoder = self._frozen_encoder() if is_scorer and not self.width else None
+
+    def settle(self) -> None:
+        """Take the memory of weights and gradients."""
+        import torch
+
+        self._place(self.model)
+        if not self.width:
+            self._place(self._encoder)
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
     def run(self, size: int, precision: torch.dtype | None) -> None:
         """Forward and backward `size` examples."""
-        import torch
 
-        with torch.autocast(self.device.type, precision or torch.bfloat16, enabled=precision is not None):
+        with self._autocast(precision):
             outputs = self._task.outputs(self.model, self._batch(size))
         outputs.float().square().mean().backward()  # type: ignore[no-untyped-call]
 
     def _batch(self, size: int) -> Batch:
         import torch
 
-        batch = {"index": torch.arange(size, device=self.device)}
+        batch = {"index": torch.arange(size, device=self._device)}
         if self.width:
-            return {**batch, "embedding": torch.zeros(size, self.width, device=self.device)}
-        image = torch.zeros(size, 3, self.image_size, self.image_size, device=self.device)
+            return {**batch, "embedding": torch.zeros(size, self.width, device=self._device)}
+        image = self._images(size)
         if self._encoder is None:
             return {**batch, "image": image}
         with torch.no_grad():
             return {**batch, "embedding": self._encoder(image).float()}
 
-    def _here(self, module: nn.Module) -> nn.Module:
-        """Move a module to the device; pretended tensors are made there and cannot move."""
-        return module if self.device.type == "cpu" else module.to(self.device)
-
-    def _frozen_encoder(self) -> nn.Module:
-        from hai.models.encoder import build_encoder
-
-        return self._here(build_encoder(self.config.model, self.image_size, self.config.seed)).eval()
-
     def encode(self, precision: torch.dtype | None) -> None:
-        """Encode as many images as are encoded at once, where features are kept; the encoder is gone afterwards."""
-        if not self.width:
+        """Encode as many images as are encoded at once, where features are kept."""
+        if not self.width or self._encoder is None:
             return
         import torch
 
         from hai.embeddings import encoding_batch_size
 
-        encoder = self._frozen_encoder()
-        size = encoding_batch_size(self.image_size, "cuda")
-        images = torch.zeros(size, 3, self.image_size, self.image_size, device=self.device)
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, precision or torch.bfloat16, enabled=precision is not None),
-        ):
-            encoder(images)
+        self._place(self._encoder)
+        with torch.no_grad(), self._autocast(precision):
+            self._encoder(self._images(encoding_batch_size(self.image_size, "cuda")))
+
+    def _images(self, size: int) -> torch.Tensor:
+        import torch
+
+        return torch.zeros(size, 3, self.image_size, self.image_size, device=self._device)
+
+    def _autocast(self, precision: torch.dtype | None) -> torch.autocast:
+        import torch
+
+        kind = torch.bfloat16 if precision is None else precision
+        return torch.autocast(self._device.type, kind, enabled=precision is not None)
+
+    def _place(self, module: nn.Module | None) -> None:
+        """Move a module to the device, or give it pretended tensors for those without storage."""
+        if module is None:
+            return
+        if not self._is_pretended:
+            module.to(self._device)
+            return
+        import torch
+
+        made: dict[int, Any] = {}  # some modules share their weights
+        for part in module.modules():
+            for tensors in (part._parameters, part._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is None or tensor.device.type != "meta":
+                        continue
+                    if id(tensor) not in made:
+                        new: Any = torch.empty(tensor.shape, dtype=tensor.dtype)
+                        is_learning = isinstance(tensor, torch.nn.Parameter)
+                        made[id(tensor)] = torch.nn.Parameter(new, tensor.requires_grad) if is_learning else new
+                    cast(Any, tensors)[name] = made[id(tensor)]
 
     @property
     def extra_bytes(self) -> float:

@@ -16,6 +16,7 @@ __all__ = ["print_end", "print_finding"]
 
 _STYLES: Final = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 _INDENT: Final = 23
+_MANY: Final = 10_000
 
 
 def print_finding(finding: Finding) -> None:
@@ -77,6 +78,7 @@ def _settings(row: Row) -> str:
     return " ".join(row.settings) or "nothing to set: it fits as it is"
 
 
-def _cells(row: Row) -> list[str | int]:
+def _cells(row: Row) -> list[str]:
     settings = "does not fit" if row.settings is None else " ".join(row.settings) or "-"
-    return [row.card, shown_bytes(row.memory), row.precision, shown_bytes(row.takes), row.most, settings]
+    most = str(row.most) if row.most < _MANY else f"over {_MANY}"
+    return [row.card, shown_bytes(row.memory), row.precision, shown_bytes(row.takes), most, settings]

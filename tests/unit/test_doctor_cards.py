@@ -113,6 +113,15 @@ def test_a_build_for_cpus_beside_a_card_and_an_old_driver_stop_a_run(cards: list
     assert not said(list(check_cards(old, "", TorchBuild("2.14.0+cu126", "12.6"))), "problem")
 
 
+def test_a_card_that_this_cuda_has_left_behind_is_named_without_torch() -> None:
+    volta = [Card(0, "GPU-x", "Tesla V100", 16e9, 0.0, "580.1", (7, 0))]
+    (finding,) = [one for one in check_cards(volta, "", BUILD) if one.status == "problem"]
+    assert "Tesla V100" in finding.text
+    assert "2.15.0+cu132 has no code for it" in finding.text
+    assert "cu126" in finding.mend
+    assert not said(list(check_cards(volta, "", TorchBuild("2.14.0+cu126", "12.6"))), "problem")
+
+
 @pytest.mark.parametrize(
     ("capability", "architectures", "fits"),
     [

@@ -50,7 +50,7 @@ def test_a_login_that_others_can_read_is_told_and_never_shown(home: Path) -> Non
         ("warning", "~/.kaggle/kaggle.json can be read by others (0644)"),
         ("ok", "login from ~/.kaggle/kaggle.json"),
     ]
-    assert found[0].mend == "chmod 600 '~/.kaggle/kaggle.json'"
+    assert found[0].mend == "chmod 600 ~/.kaggle/kaggle.json"
     assert SECRET not in str(found)
     file.chmod(0o600)
     assert lines(check_kaggle()) == [("ok", "login from ~/.kaggle/kaggle.json")]

@@ -4,7 +4,7 @@ import pytest
 
 from hai.config.load import config_from_yaml_text
 from hai.config.schema import RunConfig
-from hai.doctor.advice import even_micro_batch
+from hai.doctor.advice import RENTED, _fitted, advise, even_micro_batch
 from hai.doctor.fit import Need, needs_of
 
 TINY = """
@@ -35,6 +35,34 @@ def test_a_suggested_micro_batch_divides_as_the_loop_does(share: int, most: int)
     assert -(-share // size) == -(-share // most)
 
 
+@pytest.mark.parametrize(
+    ("need", "settings"),
+    [
+        (Need(1e9, 0.1e9), ()),
+        (Need(1e9, 1e9), ("train.micro_batch_size=11",)),  # 12 fit; 32 divide into 11, 11, 10
+        (Need(1e9, 20e9), ("model.gradient_checkpointing=true",)),
+        (Need(1e6, 1e4, least=20e9), None),  # encoding takes it
+    ],
+)
+def test_what_to_set_follows_from_what_fits(need: Need, settings: tuple[str, ...] | None) -> None:
+    row = _fitted(config(), need, "fp16", 32, *RENTED[0][:2])
+    assert row.settings == settings
+    assert row.takes == need.at(32)
+    again = _fitted(config("model.gradient_checkpointing=true"), Need(1e9, 20e9), "fp16", 32, *RENTED[0][:2])
+    assert again.settings is None
+
+
+def test_more_workers_than_a_machine_has_are_a_problem() -> None:
+    findings, advice = advise(config("scale.num_workers=3", "scale.use_gpu=true"), {"CPU": 8, "GPU": 2}, [], quick=True)
+    assert advice is None
+    assert [(one.status, one.text) for one in findings] == [
+        ("problem", "scale.num_workers = 3: the cluster has 2 GPUs")
+    ]
+    findings, _ = advise(config("scale.num_workers=2"), {"CPU": 8, "GPU": 2}, [], quick=True)
+    assert [one.text for one in findings] == ["2, each on a GPU with 4 CPUs"]
+
+
+@pytest.mark.slow
 def test_a_step_is_counted_without_being_computed() -> None:
     plain = needs_of(config())
     parameters = plain.checkpoint / 3 / 4  # AdamW keeps two averages beside every weight
