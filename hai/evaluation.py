@@ -84,22 +84,25 @@ def run_evaluation(
 
 def evaluate_checkpoint(
     checkpoint: str,
-    data: str,
+    data: str | None,
     *,
     split: str = "test",
     output: str | None = None,
     image_dir: str | None = None,
     overrides: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Record:
     """Predict the images of a split once each, measure, write the files and say what came out.
 
     Args:
         checkpoint: REF: a run folder (its best), a checkpoint, or a URL of either.
-        data: DATA: a folder, CSV, pack or zip; rows without a split count as the split.
+        data: DATA: a folder, CSV, pack or zip; rows without a split count as the split. None: the data that the run
+            was trained with, divided as they were then.
         split: train, val or test.
         output: folder or URL; default: `evaluation/<split>/` in the run.
         image_dir: folder that a CSV's paths start from.
         overrides: `key=value` over the run's config, for keys that leave the model as it is.
+        quiet: print nothing.
 
     Returns:
         What evaluation.json says.
@@ -113,7 +116,9 @@ def evaluate_checkpoint(
     trained = load_trained(checkpoint, best_device(), overrides)
     target = output or f"{trained.run}/evaluation/{split}"
     _check_output(target)
-    config = trained.config.model_copy(update={"data": _data_config(trained.config.data, data, image_dir, split)})
+    config = trained.config
+    if data is not None:
+        config = config.model_copy(update={"data": _data_config(config.data, data, image_dir, split)})
     manifest = _manifest(config, data, split)
     results = _RESULTS[config.task](trained, manifest, _predictions(trained, config, manifest, split))
     record = {
@@ -125,7 +130,7 @@ def evaluate_checkpoint(
             "sha256": trained.checkpoint.sha256,
         },
         "data": {
-            "path": without_secrets(data),
+            "path": without_secrets(data or _names_of(config.data)),
             "identity": manifest.identity,
             "split": split,
             "num_unreadable": len(manifest.problems),
@@ -133,6 +138,8 @@ def evaluate_checkpoint(
         **provenance(),
     }
     _write(target, record, results.tables, _page(trained, manifest, results, record, checkpoint))
+    if quiet:
+        return record
     _tell(record, f"{record['data']['path']}, split {split}: {record['n']} images {results.counts}", results.served)
     for name in (EVALUATION, *results.tables, REPORT):
         print(without_secrets(f"{target.rstrip('/')}/{name}"))
@@ -142,11 +149,11 @@ def evaluate_checkpoint(
 # -- before ------------------------------------------------------------------------------------------------------------
 
 
-def _check(data: str, split: str, overrides: Sequence[str]) -> None:
+def _check(data: str | None, split: str, overrides: Sequence[str]) -> None:
     problems = []
     if split not in SPLITS:
         problems.append(f"--split = {split}; must be one of {', '.join(SPLITS)}")
-    if "://" not in data and not Path(data).expanduser().exists():
+    if data is not None and "://" not in data and not Path(data).expanduser().exists():
         problems.append(f"--data = {data}; no such file or folder")
     for override in overrides:
         key = override.partition("=")[0].strip()
@@ -178,12 +185,18 @@ def _data_config(config: DataConfig, data: str, image_dir: str | None, split: st
     return config.model_copy(update={"sources": [source]})
 
 
-def _manifest(config: RunConfig, data: str, split: str) -> Manifest:
+def _names_of(config: DataConfig) -> str:
+    return ", ".join(source.path for source in config.sources)
+
+
+def _manifest(config: RunConfig, data: str | None, split: str) -> Manifest:
     """Read the images of the split; when there are none, say which splits there are."""
     from hai.data.manifest import build_manifest
 
     with progress_bar("reading") as show:
         manifest = build_manifest(config.data, config.seed, task=config.task, require=(), progress=show)
+    if not len(manifest.indices(split)) and data is None:
+        raise DataError(f"{_names_of(config.data)}: no image in the split {split}")
     if not len(manifest.indices(split)):
         (source,) = config.data.sources
         everything = config.data.model_copy(update={"sources": [source.model_copy(update={"splits": None})]})

@@ -12,7 +12,7 @@ from hai.report.plots import curve_plot, reliability_plot, score_plot
 from hai.results import Scores
 from hai.types import LABELS, Record
 
-__all__ = ["METRICS", "lay_out_detection"]
+__all__ = ["METRICS", "build_row", "lay_out_detection"]
 
 METRICS: Final[Meanings] = {
     "f1_macro": ("Macro-F1", "Mean of the F1 scores of both classes; a rare class counts as much as a common one."),
@@ -49,7 +49,7 @@ def lay_out_detection(summary: Record, scores: Scores | None) -> Record:
 
 def _results(summary: Record) -> Record:
     """Lay out the numbers."""
-    named = {name: _metric(name, record) for name, record in summary["metrics"].items()}
+    named = {name: build_row(name, record) for name, record in summary["metrics"].items()}
     order = [name for name in METRICS if name in named] + [name for name in named if name not in METRICS]
     (tn, fp), (fn, tp) = summary["confusion_matrix"]
     real, fake = tn + fp, fn + tp
@@ -70,7 +70,8 @@ def _results(summary: Record) -> Record:
     }
 
 
-def _metric(name: str, record: Record) -> Record:
+def build_row(name: str, record: Record) -> Record:
+    """Lay out the metric of that name with its title and meaning."""
     base = name.removeprefix("video_")
     title, meaning = METRICS.get(base, (base.replace("_", " "), ""))
     if base != name:
@@ -80,7 +81,7 @@ def _metric(name: str, record: Record) -> Record:
 
 def _source_row(row: Record) -> Record:
     (tn, fp), (fn, tp) = row["confusion_matrix"]
-    metrics = [_metric(name, row["metrics"][name]) for name in _SOURCE_METRICS]
+    metrics = [build_row(name, row["metrics"][name]) for name in _SOURCE_METRICS]
     return {"source": row["source"], "counts": [tn + fp, fn + tp, fp + fn], "metrics": metrics}
 
 

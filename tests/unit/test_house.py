@@ -16,6 +16,7 @@ import typer
 import hai
 from hai.cli import app
 from hai.config import load_config
+from hai.config.sweep import load_sweep
 
 ROOT = Path(hai.__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "hai").rglob("*.py"))
@@ -57,7 +58,7 @@ LAYERS = [
         "hai.score_scale",
         "hai.faces",
     },
-    {"hai.checkpoint", "hai.embeddings", "hai.distributed", "hai.state"},
+    {"hai.checkpoint", "hai.embeddings", "hai.distributed", "hai.state", "hai.sweep"},
     {"hai.tasks"},
     {
         "hai.context",
@@ -247,7 +248,7 @@ def test_import_and_help_load_nothing_heavy():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_loads_and_opens_with_command_cost_and_expectation(path):
-    load_config(path)
+    (load_sweep if path.parent.name == "tune" else load_config)(path)
     head = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert f"--config {path.relative_to(ROOT)}" in path.read_text(encoding="utf-8")
     assert head.startswith("#")
