@@ -81,13 +81,12 @@ class TrainingBar:
 
 
 class SweepBar:
-    """Show a sweep's lines and how many trials are done, on standard error; a bar when it is a terminal."""
+    """Show a sweep's lines and how many trials are done, on standard error; a bar on a terminal, in a notebook."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = build_console()
         self._live = self._console.is_terminal
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[numbers]}"))
         self._bar: Any = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)

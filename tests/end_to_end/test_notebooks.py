@@ -121,7 +121,7 @@ def test_colab_twice_and_the_second_session_goes_on(colab: dict[str, str], tmp_p
     assert summary["versions"]["hai"].endswith("+drive")
 
     shutil.rmtree(tmp_path / "machine")  # the machine is lost, the Drive is not
-    again = {**form, "SETTINGS": f"train.max_steps=8 {FAST}", "DISCONNECT": True}
+    again = {**form, "SETTINGS": f"train.max_steps=8 scale.launcher=in_process {FAST}", "DISCONNECT": True}
     seen = execute(filled("colab_single_node.ipynb", **again), content, **colab)
     assert "step 4" in seen["train"]
     steps = [record["step"] for record in records(run)]
@@ -131,13 +131,18 @@ def test_colab_twice_and_the_second_session_goes_on(colab: dict[str, str], tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_outside_colab_and_finished_already(small_faces: Path, tmp_path: Path) -> None:
-    settings = f"train.max_steps=2 scale.launcher=in_process {FAST}"
-    form = {"DATA": str(small_faces), "STORAGE": str(tmp_path), "NAME": "second", "SETTINGS": settings}
+@pytest.mark.ray
+@pytest.mark.timeout(1200)
+def test_a_sweep_outside_colab_twice_and_the_second_finds_it_done(small_faces: Path, tmp_path: Path) -> None:
+    settings = f"sweep.scheduler=none sweep.num_trials=1 sweep.max_concurrent=1 train.max_steps=2 {FAST}"
+    form = {"CODE": "", "DATA": str(small_faces), "STORAGE": str(tmp_path), "NAME": "found", "SETTINGS": settings}
     for turn in range(2):
-        seen = execute(filled("colab_single_node.ipynb", **form), tmp_path, PYTHONPATH=str(ROOT))
-        assert ("run second is finished" in seen["train"]) == bool(turn)
+        seen = execute(filled("tune_sweep.ipynb", **form), tmp_path, PYTHONPATH=str(ROOT))
+        assert ("sweep found is finished" in seen["sweep"]) == bool(turn)
+        assert ("trial 1: " in seen["sweep"]) != bool(turn)
+        assert "optim.learning_rate" in seen["result"]
+        assert re.search(rf"best checkpoint: {tmp_path}/found/trials/\w+", seen["result"])
+        assert "<iframe srcdoc=" in seen["result"]
         assert "not Colab" in seen["end"]
 
 
