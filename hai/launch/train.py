@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hai.checkpoint.find import split_reference
 from hai.checkpoint.owner import Owner
 from hai.checkpoint.reach import reach
 from hai.checkpoint.records import CONFIG, REPORT, SUMMARY, parse_json
@@ -220,6 +222,17 @@ def _refuse_changes(location: Location, config: RunConfig) -> None:
         lines = [f"{change.field}: run {config.name} has {change.old}, given {change.new}" for change in refused]
         raise ConfigError(
             "\n".join([*lines, "a run keeps these; --name NAME starts another run, --restart begins this one anew"])
+        )
+
+
+def _tell_apart(config: RunConfig, resume: str, say: Callable[[str], None]) -> None:
+    """Say where the run is kept if that is not where it comes from, which who gives only a URL may not expect."""
+    storage, name = run_of(resume)
+    if (storage, name) != split_reference(f"{config.storage}/{config.name}"):
+        place = f"--storage {shlex.quote(storage)}" + (f" --name {shlex.quote(name)}" if name != config.name else "")
+        say(
+            f"run {config.name}: kept in {config.storage}, apart from {resume} where it comes from; "
+            f"add {place} to go on in that place"
         )
 
 

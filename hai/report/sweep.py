@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -58,7 +58,7 @@ def render_sweep(sweep: SweepRecord) -> str:
         title=_TITLES[sweep.task],
         status=status,
         task=sweep.task,
-        split="test" if sweep.test else "validation",
+        split="test" if _is_measured(sweep) else "validation",
         facts=provenance_facts({**sweep.provenance, "command": without_secrets(sweep.command)}),
         notes=_notes(sweep, axes, best),
         commands=_commands(sweep, best),
@@ -186,8 +186,8 @@ def _text(trial: TrialRecord, title: str) -> str:
 
 def _legend(counts: Counter[str], best: TrialRecord | None, num_scored: int) -> list[tuple[str, str]]:
     kinds = [("chosen", f"the best, trial {best.number}")] if best else []
-    if num_scored > 1:
-        kinds += [("high", "the best tenth"), ("next", "the next fifth"), ("low", "the others")]
+    kinds += [("high", "the best tenth")] if num_scored > 10 else []  # of fewer it is the best alone
+    kinds += [("next", "the next fifth"), ("low", "the others")] if num_scored > 1 else []
     kinds += [("early", "stopped early")] if counts["stopped"] else []
     return kinds + ([("lost", "failed")] if counts["failed"] else [])
 
@@ -206,49 +206,55 @@ def _failures(sweep: SweepRecord) -> Record:
 # -- what it says ------------------------------------------------------------------------------------------------------
 
 
+def _is_measured(sweep: SweepRecord) -> bool:
+    metrics = sweep.test.get("best", {}).get("metrics", {})
+    return metrics.get(sweep.metric.removeprefix("val/")) is not None
+
+
 def _headline(sweep: SweepRecord, best: TrialRecord | None, title: str, num_scored: int) -> Record:
     """Lay out the best on test beside the default, or on validation while there is no test."""
     if best is None:
         return {"verdict": ["No trial has a value."] if sweep.trials else []}
+    row, metric = _ROWS[sweep.task], sweep.metric.removeprefix("val/")
     chosen = {"title": "On validation, where it was chosen", "value": best.value, "low": None, "high": None}
-    said = [f"Trial {best.number} has the best {title} on validation images."]
+    laid: Record = {"verdict": [f"Trial {best.number} has the best {title} on validation images."]}
     found = {name: sweep.test[name] for name in ("best", "default") if sweep.test.get(name)}
-    measured = found.get("best")
-    if measured is None:
+    base = found.get("default", {}).get("metrics", {}).get(metric)
+    if not _is_measured(sweep):
         size = f"the best of {num_scored} values, so it flatters: " if num_scored > 1 else "one value: "
         size += "only a test split tells what it is worth"
-        return {"headline": {**chosen, "title": title}, "size": size, "tiles": [], "verdict": said}
-    row = _ROWS[sweep.task]
-    metric = sweep.metric.removeprefix("val/")
-    headline = row(metric, measured["metrics"][metric])
-    tiles = [chosen]
-    if "default" in found:
-        default = {**found["default"]["metrics"][metric], "title": "Default config, the same images"}
-        tiles = [default, chosen]
-        said.append(_comparison(headline, default, sweep.mode))
+        laid |= {"headline": {**chosen, "title": title}, "size": size, "tiles": []}
+    else:
+        headline = row(metric, found["best"]["metrics"][metric])
+        laid |= {"headline": headline, "size": size_text(found["best"]), "tiles": [chosen]}
+        if base is not None:
+            laid["tiles"].insert(0, {**base, "title": "Default config, the same images"})
+            laid["verdict"].append(_comparison(found["best"], found["default"], metric, sweep.mode))
+    return laid | (_test_part(best, found, row) if "best" in found else {})
+
+
+def _test_part(best: TrialRecord, found: Record, row: Callable[[str, Record], Record]) -> Record:
+    """Lay out all metrics of the evaluations on test, side by side."""
     names = {"best": f"best (trial {best.number})", "default": "default config"}
-    keys = list(dict.fromkeys(key for record in found.values() for key in record["metrics"]))
+    records = [record["metrics"] for record in found.values()]
+    rows = []
+    for key in dict.fromkeys(key for record in records for key in record):
+        cells = [row(key, record[key]) if key in record else None for record in records]
+        rows.append({**next(cell for cell in cells if cell), "cells": cells})
+    size = size_text(found["best"])
     return {
-        "headline": headline,
-        "size": size_text(measured),
-        "tiles": tiles,
-        "verdict": said,
-        "test": [
-            {
-                **row(key, next(record["metrics"][key] for record in found.values() if key in record["metrics"])),
-                "cells": [row(key, record["metrics"][key]) if key in record["metrics"] else None
-                          for record in found.values()],
-            }
-            for key in keys
-        ],
+        "test": rows,
         "test_names": [names[name] for name in found],
-        "test_text": f"Chosen on validation, then measured once on {size_text(measured)} that no trial has learned "
-        f"from or been chosen by. {INTERVALS}",
-    }  # fmt: skip
+        "test_text": f"Chosen on validation, then measured once on {size} that no trial has learned from or been "
+        f"chosen by. {INTERVALS}",
+    }
 
 
-def _comparison(best: Record, default: Record, mode: str) -> str:
+def _comparison(chosen: Record, base: Record, metric: str, mode: str) -> str:
     """Say what the test tells about the best and the default config, and no more."""
+    if chosen.get("checkpoint") is not None and chosen.get("checkpoint") == base.get("checkpoint"):
+        return "It is the default config: the search has found nothing better."
+    best, default = chosen["metrics"][metric], base["metrics"][metric]
     if not is_number(best["value"]) or not is_number(default["value"]):
         return "The test images do not tell it from the default config."
     gain = (best["value"] - default["value"]) * (1 if mode == "max" else -1)

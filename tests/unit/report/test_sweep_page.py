@@ -82,6 +82,18 @@ def test_the_test_split_is_judged_as_it_is(best, default, half, says):
     assert says in page.text
 
 
+def test_the_default_itself_may_be_the_best():
+    record = made_evaluation(0.684) | {"checkpoint": {"path": "a", "step": 3, "sha256": "f" * 64}}
+    page, _ = page_of(made_sweep(20, test={"best": record, "default": record}))
+    assert "It is the default config: the search has found nothing better." in page.text
+
+
+def test_a_metric_that_only_training_knows_leaves_the_headline_to_validation():
+    page, _ = page_of(made_sweep(20, metric="val/loss"))
+    assert "loss on validation images" in page.text
+    assert "SRCC 0.753 0.723-0.783" in page.text, "what test images say is still there"
+
+
 def test_best_and_default_stand_side_by_side_with_their_intervals():
     sweep = made_sweep(20)
     page, _ = page_of(sweep)
