@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hai.checkpoint.reach import reach
 from hai.checkpoint.records import CONFIG, METRICS, REPORT, parse_records, save_json, save_text
 from hai.checkpoint.remote import check_storage, is_bucket, local_folder, open_remote
+from hai.checkpoint.runs import read_run_file
 from hai.config.schema import DataConfig, RunConfig, SourceConfig
 from hai.data.remote import plain_url
 from hai.errors import ConfigError, DataError, StorageError
@@ -308,7 +309,7 @@ def _page(trained: Trained, manifest: Manifest, results: _Results, record: Recor
         split={"train": "training", "val": "validation"}.get(data["split"], data["split"]),
         threshold_note=results.threshold_note,
         calibration_note=results.calibration_note,
-        history=parse_records(_run_file(trained.run, METRICS)),
+        history=parse_records(read_run_file(trained.run, METRICS)),
         best=trained.checkpoint.meta.get("best"),
         notes=data_notes(manifest),
         commands=[
@@ -319,18 +320,9 @@ def _page(trained: Trained, manifest: Manifest, results: _Results, record: Recor
             ),
         ],
         versions=record["versions"],
-        config=without_secrets(_run_file(trained.run, CONFIG).decode("utf-8", "replace")),
+        config=without_secrets(read_run_file(trained.run, CONFIG).decode("utf-8", "replace")),
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
-
-
-def _run_file(run: str, name: str) -> bytes:
-    """Read a small file of the run; empty when it is absent."""
-    remote = open_remote(run)
-    if remote is not None:
-        return reach(run, lambda: remote.read(name)) or b""
-    path = local_folder(run) / name
-    return path.read_bytes() if path.is_file() else b""
 
 
 def _write(target: str, record: Record, tables: dict[str, str], page: ReportData) -> None:

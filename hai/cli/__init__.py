@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 import hai
 from hai.cli.data import ImageDir, data_app
+from hai.cli.export import export
 from hai.config.text import inline_yaml
 from hai.errors import ConfigError, HaiError
 
@@ -330,6 +331,9 @@ def preprocess(
     from hai.launch.preprocess import run_preprocess
 
     raise typer.Exit(run_preprocess(request, num_workers=num_workers))
+
+
+app.command()(export)
 
 
 @app.command()
