@@ -53,7 +53,10 @@ class Handler(BaseHTTPRequestHandler):
             self.server.private = wish.get("private", wish.get("visibility") == "private")
             self.answer({"url": f"http://127.0.0.1:{self.server.server_port}/someone/bright", "id": "1"})
         elif "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             self.answer({"files": files})
         elif "/commit/" in self.path:
             for line in body.splitlines():
