@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.calibration import common_threshold
 from hai.data.archives import is_archive, unpack
 from hai.data.folders import VIDEO_SUFFIXES
 from hai.data.images import IMAGE_SUFFIXES, decode_image, fit_image
@@ -59,6 +60,7 @@ def run_prediction(
     frames: int = 16,
     faces: str = "auto",
     time_limit: str | None = None,
+    tta: str | None = None,
 ) -> int:
     """Write a table with the probability of fake of every image found.
 
@@ -70,6 +72,7 @@ def run_prediction(
         frames: frames to look at in each video.
         faces: `auto` cuts faces out where the training data were cut so.
         time_limit: such as `60m`; files not reached by then are listed as unusable.
+        tta: `flip`: average with the mirrored image's logit.
 
     Returns:
         Exit status 0; unusable files are listed in the table.
@@ -79,7 +82,7 @@ def run_prediction(
     """
     started = time.monotonic()
     target = Path(output)
-    seconds = _check(checkpoints, inputs, target, format, frames, faces, time_limit)
+    seconds = _check(checkpoints, inputs, target, format, frames, faces, time_limit, tta)
     with ExitStack() as stack:
         rows = [_Row(*found) for name in inputs for found in find_files(name, stack)]
         _check_names([row.name for row in rows], inputs, format)
@@ -92,9 +95,9 @@ def run_prediction(
             if model.config.task != "detector":
                 raise ConfigError(f"--checkpoint = {reference}; is a {model.config.task}; use hai rank or hai compare")
         show = stack.enter_context(progress_bar("scoring", "files"))
-        _score(rows, models, started + seconds if seconds else math.inf, show)
+        _score(rows, models, started + seconds if seconds else math.inf, show, flip=tta == "flip")
     _finish(rows, len(models), time_limit)
-    threshold = _common_threshold(models)
+    threshold = common_threshold([model.threshold for model in models])
     _write_table(target, rows, threshold, format)
     _tell(target, rows, threshold, format)
     return 0
@@ -111,6 +114,7 @@ def _check(
     frames: int,
     faces: str,
     time_limit: str | None,
+    tta: str | None,
 ) -> float | None:
     """Check all arguments at once; returns the time limit in seconds."""
     problems = []
@@ -131,6 +135,10 @@ def _check(
         problems.append(
             f"--checkpoint is given {len(checkpoints)} times; --format {format} allows one model, no ensemble; give one"
         )
+    if tta not in (None, "flip"):
+        problems.append(f"--tta = {tta}; must be flip, or left out")
+    if tta is not None and format == "dacon":
+        problems.append(f"--tta = {tta}; --format dacon allows no test-time augmentation; leave it out")
     if not inputs:
         problems.append("--input is missing; give images, folders or archives")
     problems += [f"--input = {name}; no such file or folder" for name in inputs if not Path(name).exists()]
@@ -248,7 +256,9 @@ def load_picture(path: Path, layout: Layout) -> NDArray[np.uint8]:
     return fit_image(decode_image(data, layout.max_megapixels), layout.size, layout.geometry)
 
 
-def _score(rows: list[_Row], models: Sequence[Trained], deadline: float, show: Callable[[int, int], None]) -> None:
+def _score(
+    rows: list[_Row], models: Sequence[Trained], deadline: float, show: Callable[[int, int], None], *, flip: bool
+) -> None:
     """Add each model's logit to each row, until the deadline; files are read once per distinct input of the models."""
     from hai.data.loader import RingLoader
 
@@ -262,7 +272,7 @@ def _score(rows: list[_Row], models: Sequence[Trained], deadline: float, show: C
             for job, images in loader:
                 if any(not row.error for row in job.rows):
                     for model in chosen:
-                        for row, logit in zip(job.rows, model.logits(images), strict=True):
+                        for row, logit in zip(job.rows, model.logits(images, flip=flip), strict=True):
                             row.logits.append(float(logit))
                 done += len(job)
                 show(done, len(rows) * len(layouts))
@@ -287,14 +297,6 @@ def _finish(rows: Sequence[_Row], num_models: int, time_limit: str | None) -> No
             row.probability = _probability(logit)
             if not math.isfinite(logit):
                 row.error = "the model's score is not a number"
-
-
-def _common_threshold(models: Sequence[Trained]) -> float:
-    """Average the models' thresholds as their scores are averaged, as logits."""
-    if len(models) == 1:
-        return models[0].threshold
-    kept = [min(max(model.threshold, 1e-9), 1 - 1e-9) for model in models]
-    return _probability(sum(math.log(value / (1 - value)) for value in kept) / len(kept))
 
 
 def _probability(logit: float) -> float:

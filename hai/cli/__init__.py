@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 import hai
 from hai.cli.data import ImageDir, data_app
 from hai.cli.doctor import doctor
+from hai.cli.export import export
 from hai.config.text import inline_yaml
 from hai.errors import ConfigError, HaiError
 
@@ -237,12 +238,17 @@ def predict(
     time_limit: Annotated[
         str | None, typer.Option(metavar="TIME", help="Finish with a whole table within this time, e.g. 60m.")
     ] = None,
+    tta: Annotated[
+        Literal["flip"] | None, typer.Option(help="Average with the mirrored image; twice the time, not for dacon.")
+    ] = None,
 ) -> None:
     """Score images: the probability that each one is fake."""
     from hai.predict import run_prediction
 
     raise typer.Exit(
-        run_prediction(checkpoint, input_, output, format=format_, frames=frames, faces=faces, time_limit=time_limit)
+        run_prediction(
+            checkpoint, input_, output, format=format_, frames=frames, faces=faces, time_limit=time_limit, tta=tta
+        )
     )
 
 
@@ -350,6 +356,9 @@ def preprocess(
     from hai.launch.preprocess import run_preprocess
 
     raise typer.Exit(run_preprocess(request, num_workers=num_workers))
+
+
+app.command()(export)
 
 
 @app.command()
