@@ -31,6 +31,7 @@ LAYERS = [
     {
         "hai.data",
         "hai.by_source",
+        "hai.error_table",
         "hai.models",
         "hai.losses",
         "hai.memory",
@@ -59,7 +60,16 @@ LAYERS = [
         "hai.loop",
         "hai.trained",
     },
-    {"hai.report", "hai.predict", "hai.evaluation", "hai.ranking", "hai.export", "hai.submit"},
+    {
+        "hai.report",
+        "hai.explain",
+        "hai.robustness",
+        "hai.predict",
+        "hai.evaluation",
+        "hai.ranking",
+        "hai.export",
+        "hai.submit",
+    },
     {"hai.launch"},
     {"hai.cli", "hai.api", "hai.benchmark", "hai.doctor"},
 ]
