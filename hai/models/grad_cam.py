@@ -110,7 +110,8 @@ def _as_map(values: Tensor) -> Tensor | None:
     if values.dim() == 3:
         side = math.isqrt(values.shape[1])
         values = values[:, values.shape[1] - side * side :].reshape(len(values), side, side, -1)
-    if values.shape[1] == values.shape[2] != values.shape[3]:
+        values = values.permute(0, 3, 1, 2)
+    elif values.shape[1] == values.shape[2] != values.shape[3]:
         values = values.permute(0, 3, 1, 2)
     return values if min(values.shape[2:]) > 1 else None
 

@@ -50,6 +50,7 @@ CHECKERS = 0.6 * ((torch.arange(MARK)[:, None] + torch.arange(MARK)) % 2 * 2.0 -
 BRIGHT = 2 * torch.ones(MARK, MARK)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mark", "num_steps"), [("compact", CHECKERS, 30), ("timm:test_vit", BRIGHT, 40)])
 def test_a_trained_model_is_shown_looking_at_what_gives_fakes_away(name: str, mark: Tensor, num_steps: int) -> None:
     model = build_model(ModelConfig(name=name, pretrained=False), SIZE, seed=0)
