@@ -168,6 +168,7 @@ def evaluate(
     split: str = "test",
     output: str | Path | None = None,
     image_dir: str | Path | None = None,
+    robustness: bool = False,
 ) -> Record:
     """Measure a checkpoint on labelled images; the same as `hai evaluate`.
 
@@ -177,6 +178,7 @@ def evaluate(
         split: train, val or test.
         output: where the files go; default: `evaluation/<split>/` in the run.
         image_dir: folder that the CSV's paths start from.
+        robustness: also measure compressed, blurred, noisy, smaller, darker and brighter images.
 
     Returns:
         What evaluation.json says.
@@ -192,6 +194,7 @@ def evaluate(
         split=split,
         output=None if output is None else str(output),
         image_dir=None if image_dir is None else str(image_dir),
+        robustness=robustness,
     )
 
 

@@ -209,13 +209,24 @@ def evaluate(
         str | None, typer.Option(metavar="DIR", help="Where to write; default: <run>/evaluation/<split>/.")
     ] = None,
     image_dir: ImageDir = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also measure compressed, blurred, noisy, smaller, darker images.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Measure a checkpoint on labelled images: evaluation.json, predictions.csv, report.html."""
     from hai.evaluation import run_evaluation
 
     raise typer.Exit(
-        run_evaluation(checkpoint, data, split=split, output=output, image_dir=image_dir, overrides=overrides or [])
+        run_evaluation(
+            checkpoint,
+            data,
+            split=split,
+            output=output,
+            image_dir=image_dir,
+            robustness=robustness,
+            overrides=overrides or [],
+        )
     )
 
 

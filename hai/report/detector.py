@@ -98,6 +98,7 @@ def _results(summary: Record) -> Record:
         "source_note": _SOURCE_NOTE if any("num_others" in row for row in summary["per_source"]) else "",
         "source_titles": ["real", "fake", "mistakes", *(METRICS[name][0] for name in _SOURCE_METRICS)],
         "per_source": [_source_row(row) for row in summary["per_source"]],
+        "errors": _error_table(summary.get("errors", [])),
     }
 
 
@@ -114,6 +115,17 @@ def _source_row(row: Record) -> Record:
     (tn, fp), (fn, tp) = row["confusion_matrix"]
     metrics = [build_row(name, row["metrics"][name]) for name in _SOURCE_METRICS]
     return {"source": row["source"], "counts": [tn + fp, fn + tp, fp + fn], "metrics": metrics}
+
+
+def _error_table(records: list[Record]) -> list[Record]:
+    """Lay out the table of errors: a record per fact, its ranges as rows with bars on one scale."""
+    most = max([0.01, *(record["error"]["high"] for record in records)])
+    facts: dict[str, list[Record]] = {}
+    for record in records:
+        scaled = {part: f"{100 * record['error'][part] / most:.1f}" for part in ("value", "low", "high")}
+        width = f"{100 * (record['error']['high'] - record['error']['low']) / most:.1f}"
+        facts.setdefault(record["fact"], []).append({**record, "bar": {**scaled, "width": width}})
+    return [{"fact": fact, "rows": rows} for fact, rows in facts.items()]
 
 
 def _pictures(scores: Scores, summary: Record) -> Record:
