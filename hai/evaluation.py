@@ -27,6 +27,7 @@ from hai.progress import progress_bar
 from hai.provenance import provenance
 from hai.rank_results import RankScores, ranking_tables, summarise_ranking
 from hai.report import ReportData, write_report
+from hai.report.detector import calibration_text, threshold_text
 from hai.report.training import data_notes, provenance_facts
 from hai.results import Scores, prediction_tables, summarise
 from hai.score_scale import Scale
@@ -56,6 +57,7 @@ class _Results:
         counts: of images, for the console.
         served: how they were read, for the console.
         threshold_note: where that comes from, a sentence for the page.
+        calibration_note: how logits became probabilities, a sentence or two for the page.
         usage: a verb and its options that score images without labels.
     """
 
@@ -66,6 +68,7 @@ class _Results:
     served: str
     threshold_note: str
     usage: tuple[str, str]
+    calibration_note: str = ""
 
 
 def run_evaluation(
@@ -249,7 +252,11 @@ def _predictions(trained: Trained, config: RunConfig, manifest: Manifest, split:
 
 def _detection(trained: Trained, manifest: Manifest, predictions: Arrays) -> _Results:
     scores = Scores.of(predictions, manifest, trained.temperature)
-    summary = summarise(scores, trained.threshold, trained.config.seed) | {"temperature": trained.temperature}
+    fitted = trained.calibration
+    summary = summarise(scores, trained.threshold, trained.config.seed) | {
+        "threshold_interval": [fitted.threshold_low, fitted.threshold_high],
+        "temperature": trained.temperature,
+    }
     (tn, fp), (fn, tp) = summary["confusion_matrix"]
     return _Results(
         scores,
@@ -257,8 +264,9 @@ def _detection(trained: Trained, manifest: Manifest, predictions: Arrays) -> _Re
         prediction_tables(scores, trained.threshold),
         f"({tn + fp} real, {fn + tp} fake)",
         f"threshold {trained.threshold:.3f}",
-        "It was chosen on the validation split in training and is stored with the checkpoint.",
+        f"{threshold_text(fitted)} It was chosen in training and is stored with the checkpoint.",
         ("predict", "--input FOLDER --output scores.csv"),
+        calibration_text(fitted, scores),
     )
 
 
@@ -299,6 +307,7 @@ def _page(trained: Trained, manifest: Manifest, results: _Results, record: Recor
         scores=results.scores,
         split={"train": "training", "val": "validation"}.get(data["split"], data["split"]),
         threshold_note=results.threshold_note,
+        calibration_note=results.calibration_note,
         history=parse_records(_run_file(trained.run, METRICS)),
         best=trained.checkpoint.meta.get("best"),
         notes=data_notes(manifest),

@@ -9,7 +9,7 @@ examples and none both classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "pr_curve",
     "reliability_curve",
     "roc_curve",
+    "threshold_interval",
     "video_predictions",
 ]
 
@@ -277,19 +278,12 @@ def detector_metrics(
     """
     labels, probabilities = _checked(label, probability_fake)
     ids = _group_ids(group, len(labels))
-    num_groups = int(ids.max()) + 1
     levels = _levels(labels, probabilities, ids, ids if video is None else _group_ids(video, len(labels)))
     values = point_metrics(labels, probabilities, threshold, group, video)
     draws: dict[str, list[Floats]] = {name: [] for name in values}
-    generator = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // len(labels))
-    for start in range(0, bootstrap, rows):
-        count = min(rows, bootstrap - start)
-        drawn = generator.integers(0, num_groups, size=(count, num_groups))
-        drawn += num_groups * np.arange(count)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=count * num_groups).reshape(count, num_groups)
+    for times in _draws(ids, bootstrap, seed):
         for prefix, ranked, level_ids in levels:
-            for name, value in ranked.metrics(times[:, level_ids].astype(np.float64), threshold).items():
+            for name, value in ranked.metrics(times[:, level_ids], threshold).items():
                 draws[prefix + name].append(value)
     result: dict[str, dict[str, float | None]] = {}
     for name, point in values.items():
@@ -319,16 +313,59 @@ def best_threshold(label: ArrayLike, probability_fake: ArrayLike) -> float:
         just above 1 if nothing should be called fake although a score is 1.
     """
     ranked = _Ranked(*_checked(label, probability_fake))
-    true, false = (counts[0] for counts in ranked.counts(np.ones((1, len(ranked.order)))))
-    _, _, f1_macro = _f1(true, false, true[-1] - true, false[-1] - false)
+    return float(_best_thresholds(ranked, np.ones((1, len(ranked.order))))[0])
+
+
+def threshold_interval(
+    label: ArrayLike,
+    probability_fake: ArrayLike,
+    group: Sequence[str] | NDArray[Any] | None = None,
+    *,
+    bootstrap: int = 200,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the 95 % interval of `best_threshold`: percentiles over draws of whole groups with replacement.
+
+    Args:
+        label: [N], 0 real, 1 fake.
+        probability_fake: [N], 0-1.
+        group: [N] names; "" stands alone.
+        bootstrap: number of draws.
+        seed: of the draws.
+    """
+    labels, probabilities = _checked(label, probability_fake)
+    ranked, ids = _Ranked(labels, probabilities), _group_ids(group, len(labels))
+    found = [_best_thresholds(ranked, times[:, ids[ranked.order]]) for times in _draws(ids, bootstrap, seed)]
+    low, high = np.percentile(np.concatenate(found), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _best_thresholds(ranked: _Ranked, weights: Floats) -> Floats:
+    """Return the threshold [R] with the best macro-F1 of examples weighted by `weights` [R, N], in `ranked.order`."""
+    true, false = ranked.counts(weights)
+    _, _, f1_macro = _f1(true, false, true[:, -1:] - true, false[:, -1:] - false)
     scores = ranked.scores
     neighbours_above = np.concatenate([[1.0], scores[:-1]])
     between = (neighbours_above + scores) / 2
     none_fake = between[0] if scores[0] < between[0] else np.nextafter(scores[0], 2.0)
     cuts = np.where(between[1:] > scores[1:], between[1:], scores[:-1])  # neighbouring floats have no number between
     thresholds = np.concatenate([[none_fake], cuts, [scores[-1] / 2]])
-    best = np.flatnonzero(f1_macro >= f1_macro.max() - 1e-12)
-    return float(thresholds[best[np.argmin(np.abs(thresholds[best] - 0.5))]])
+    is_best = f1_macro >= f1_macro.max(axis=1, keepdims=True) - 1e-12
+    chosen: Floats = thresholds[np.where(is_best, np.abs(thresholds - 0.5), np.inf).argmin(axis=1)]
+    return chosen
+
+
+def _draws(ids: Ints, bootstrap: int, seed: int) -> Iterator[Floats]:
+    """Draw groups with replacement; yields how often each counts, [R, G], in chunks whose examples fit into memory."""
+    num_groups = int(ids.max()) + 1
+    generator = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // len(ids))
+    for start in range(0, bootstrap, rows):
+        count = min(rows, bootstrap - start)
+        drawn = generator.integers(0, num_groups, size=(count, num_groups))
+        drawn += num_groups * np.arange(count)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=count * num_groups).reshape(count, num_groups)
+        yield times.astype(np.float64)
 
 
 def _curve(

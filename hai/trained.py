@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hai.calibration import Calibration
 from hai.checkpoint.find import load_reference
 from hai.checkpoint.format import Checkpoint
 from hai.checkpoint.remote import is_bucket, local_folder
@@ -27,8 +28,6 @@ from hai.models.scorer import build_scorer
 from hai.types import Record
 
 __all__ = ["Layout", "Trained", "best_device", "load_trained"]
-
-_SERVED_DEFAULTS = {"threshold": 0.5, "temperature": 1.0}
 
 
 class Layout(NamedTuple):
@@ -65,17 +64,26 @@ class Trained:
         data = self.config.data
         return Layout(data.image_size, data.geometry, data.max_megapixels)
 
-    def logits(self, image: Tensor) -> NDArray[np.float64]:
+    @property
+    def calibration(self) -> Calibration:
+        """Say how a detector's logits are read."""
+        return Calibration.from_record(self.checkpoint.meta.get("fitted", {}))
+
+    def logits(self, image: Tensor, *, flip: bool = False) -> NDArray[np.float64]:
         """Score images in full precision, so that a score does not depend on its batch.
 
         Args:
             image: uint8 [B, 3, S, S] on the model's device.
+            flip: look at the mirrored images too and average the logits, at twice the cost.
 
         Returns:
             Calibrated logit of fake against real [B].
         """
         with torch.inference_mode():
-            output: Tensor = self.model(normalise(image))
+            pixels = normalise(image)
+            output: Tensor = self.model(pixels)
+            if flip:
+                output = (output + self.model(pixels.flip(-1))) / 2
         logit = (output[:, 1] - output[:, 0]).float().cpu().numpy()
         return logit.astype(np.float64) / self.temperature
 
@@ -120,15 +128,15 @@ def load_trained(reference: str, device: torch.device, overrides: Sequence[str] 
         config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": size})})
     model = _network(config, checkpoint.meta.get("architecture"))
     _fill(model, checkpoint)
-    fitted = {**_SERVED_DEFAULTS, **checkpoint.meta.get("fitted", {})}
+    fitted = Calibration.from_record(checkpoint.meta.get("fitted", {}))
     return Trained(
         model=model.to(device).eval(),
         device=device,
         config=config,
         checkpoint=replace(checkpoint, model={}, state={}),
         run=_run_of(reference, checkpoint.path.name),
-        threshold=float(fitted["threshold"]),
-        temperature=float(fitted["temperature"]),
+        threshold=fitted.threshold,
+        temperature=fitted.temperature,
     )
 
 

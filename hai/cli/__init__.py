@@ -212,12 +212,17 @@ def predict(
     time_limit: Annotated[
         str | None, typer.Option(metavar="TIME", help="Finish with a whole table within this time, e.g. 60m.")
     ] = None,
+    tta: Annotated[
+        Literal["flip"] | None, typer.Option(help="Average with the mirrored image; twice the time, not for dacon.")
+    ] = None,
 ) -> None:
     """Score images: the probability that each one is fake."""
     from hai.predict import run_prediction
 
     raise typer.Exit(
-        run_prediction(checkpoint, input_, output, format=format_, frames=frames, faces=faces, time_limit=time_limit)
+        run_prediction(
+            checkpoint, input_, output, format=format_, frames=frames, faces=faces, time_limit=time_limit, tta=tta
+        )
     )
 
 

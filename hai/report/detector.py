@@ -6,13 +6,14 @@ from typing import Final
 
 import numpy as np
 
-from hai.metrics import pr_curve, reliability_curve, roc_curve
+from hai.calibration import Calibration
+from hai.metrics import point_metrics, pr_curve, reliability_curve, roc_curve
 from hai.report.blocks import GALLERY_SIZE, INTERVALS, Meanings, markup, metric_row, number, size_text, thumbnail
 from hai.report.plots import curve_plot, reliability_plot, score_plot
-from hai.results import Scores
+from hai.results import Scores, probability_of
 from hai.types import LABELS, Record
 
-__all__ = ["METRICS", "lay_out_detection"]
+__all__ = ["METRICS", "calibration_text", "lay_out_detection", "threshold_text"]
 
 METRICS: Final[Meanings] = {
     "f1_macro": ("Macro-F1", "Mean of the F1 scores of both classes; a rare class counts as much as a common one."),
@@ -40,6 +41,36 @@ _SOURCE_NOTE = (
     "A source of one class is ranked against the other class of its data set, so that macro-F1 and ROC-AUC mean "
     "something; counts and accuracy are its own."
 )
+
+
+def threshold_text(fitted: Calibration) -> str:
+    """Say where the threshold comes from, and how sure it is where that is known."""
+    if fitted.threshold_low is None or fitted.threshold_high is None:
+        return "The threshold has the best macro-F1 on the validation split."
+    images = f"{fitted.num_images:,} validation images"
+    if fitted.num_groups != fitted.num_images:
+        images += f" in {fitted.num_groups:,} independent groups"
+    return (
+        f"The threshold {fitted.threshold:.3f} has the best macro-F1 on {images}; its 95 % interval is "
+        f"{fitted.threshold_low:.3f} to {fitted.threshold_high:.3f}."
+    )
+
+
+def calibration_text(fitted: Calibration, scores: Scores) -> str:
+    """Say what the temperature does to the calibration error of these scores."""
+    if fitted.temperature == 1.0:
+        return "Probabilities are the model's own; no temperature was fitted."
+    inside = np.clip(scores.probability_fake, 1e-15, 1 - 1e-15)
+    plain = probability_of(fitted.temperature * (np.log(inside) - np.log1p(-inside)))
+    before, after = (
+        point_metrics(scores.label, probability)["expected_calibration_error"]
+        for probability in (plain, scores.probability_fake)
+    )
+    return (
+        f"Logits are divided by the temperature {fitted.temperature:.3f}, which was fitted to the validation split and "
+        f"is stored with the checkpoint: the calibration error of these images is {number(after)}, without it "
+        f"{number(before)}."
+    )
 
 
 def lay_out_detection(summary: Record, scores: Scores | None) -> Record:

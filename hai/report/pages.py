@@ -42,7 +42,8 @@ class ReportData:
         scores: what the summary was made of.
         trained_on: of a ranker: its training images with out-of-fold scores, for the label audit.
         split: what the scores were measured on.
-        threshold_note: how the threshold was chosen, a sentence.
+        threshold_note: how the threshold was chosen, a sentence or two.
+        calibration_note: how logits became probabilities, a sentence or two.
         history: records of metrics.jsonl.
         best: {metric, value, step, checkpoint} of the best checkpoint.
         notes: warnings that a reader must see.
@@ -62,6 +63,7 @@ class ReportData:
     trained_on: RankScores | None = None
     split: str = ""
     threshold_note: str = ""
+    calibration_note: str = ""
     history: list[Record] = field(default_factory=list)
     best: Record | None = None
     notes: list[str] = field(default_factory=list)

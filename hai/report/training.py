@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.calibration import calibrate
 from hai.checkpoint.records import CONFIG, LABEL_AUDIT, METRICS, REPORT, SUMMARY, load_json, load_records, save_text
 from hai.errors import DataError
 from hai.label_audit import audit_table, out_of_fold_scores
 from hai.masking import without_secrets
-from hai.metrics import best_threshold
 from hai.provenance import hardware_text
 from hai.rank_results import RankScores, summarise_ranking
+from hai.report.detector import calibration_text, threshold_text
 from hai.report.pages import ReportData, write_report
 from hai.results import Scores, summarise
 from hai.types import SPLITS, Arrays, Record
@@ -91,15 +92,17 @@ def write_training_report(
 
 
 def _detected(run: ReportData, predictions: Arrays, manifest: Manifest, seed: int) -> ReportData:
-    scores = Scores.of(predictions, manifest)
-    threshold = best_threshold(scores.label, scores.probability_fake)
+    groups = [manifest.group[row] for row in predictions["index"]]
+    fitted = calibrate(predictions["label"], predictions["logit"], groups)
+    scores = Scores.of(predictions, manifest, fitted.temperature)
     return dataclasses.replace(
         run,
         split="validation",
         scores=scores,
-        summary=summarise(scores, threshold, seed),
-        threshold_note="It was chosen on these same validation images for the best macro-F1 and is stored with the "
+        summary=summarise(scores, fitted.threshold, seed),
+        threshold_note=f"{threshold_text(fitted)} It was chosen on these same images and is stored with the "
         "checkpoint, so numbers that depend on it flatter a little; an evaluation on a test split does not.",
+        calibration_note=calibration_text(fitted, scores),
     )
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hai.by_source import metrics_by_source
+from hai.calibration import calibrate
 from hai.config.schema import RunConfig
 from hai.data.dataset import ImageDataset
 from hai.data.manifest import build_manifest
 from hai.distributed import Workers
 from hai.losses import DetectorLoss
-from hai.metrics import best_threshold, point_metrics
+from hai.metrics import point_metrics
 from hai.models import backbone_parameters, build_model
 from hai.tasks.base import Datasets, Progress, Say
 from hai.types import LABELS, SPLITS, Arrays, Batch, Record
@@ -31,6 +32,7 @@ class DetectorTask:
     def __init__(self, config: RunConfig) -> None:
         self._config = config
         self._loss: DetectorLoss | None = None
+        self._groups: list[str] = []
         self._videos: list[str] = []
         self._sources: list[str] = []
 
@@ -40,7 +42,8 @@ class DetectorTask:
         splits = {
             split: ImageDataset(manifest, self._config, split) for split in SPLITS if len(manifest.indices(split))
         }
-        self._videos, self._sources = manifest.video or manifest.group, manifest.source
+        self._groups, self._sources = manifest.group, manifest.source
+        self._videos = manifest.video or manifest.group
         counts = np.bincount(splits["train"].labels, minlength=len(LABELS))
         self._loss = DetectorLoss(self._config.loss, [int(count) for count in counts])
         notes = (*manifest.warnings, *(f"{problem.path}: {problem.reason}" for problem in manifest.problems))
@@ -92,8 +95,9 @@ class DetectorTask:
         return {"label": batch["label"], "logit": logit, "probability_fake": torch.sigmoid(logit)}
 
     def fit(self, predictions: Arrays) -> Record:
-        """Choose the threshold on P(fake) that has the best macro-F1."""
-        return {"threshold": best_threshold(predictions["label"], predictions["probability_fake"]), "temperature": 1.0}
+        """Fit the temperature of the logits and the threshold on P(fake) that has the best macro-F1."""
+        groups = [self._groups[row] for row in predictions["index"]] if self._groups else None
+        return calibrate(predictions["label"], predictions["logit"], groups).record()
 
     def metrics(self, predictions: Arrays) -> dict[str, float | None]:
         """Compute the metrics at the threshold 0.5, also per video, and `METRIC/SOURCE`."""

@@ -31,6 +31,7 @@ LAYERS = [
     {
         "hai.data",
         "hai.by_source",
+        "hai.calibration",
         "hai.models",
         "hai.losses",
         "hai.memory",
