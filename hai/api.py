@@ -1,4 +1,4 @@
-"""hai from Python: split, train, evaluate, compare, each as its verb does it."""
+"""hai from Python: split, train, evaluate, load what was trained, each as its verb does it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from hai.types import Record
 
 if TYPE_CHECKING:
+    from hai.predict.detector import Detector
     from hai.ranking import Ranker
 
-__all__ = ["Run", "evaluate", "load_ranker", "split_data", "train"]
+__all__ = ["Run", "evaluate", "load", "load_ranker", "split_data", "train"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,29 @@ def evaluate(
         output=None if output is None else str(output),
         image_dir=None if image_dir is None else str(image_dir),
     )
+
+
+def load(checkpoint: Run | str | Path, device: str | None = None) -> Detector | Ranker:
+    """Load what was trained, ready to score: `hai.load(run)(["a.jpg", "b.mp4"])` is P(fake) of each.
+
+    Args:
+        checkpoint: what `train` returned, a run or checkpoint folder, or a URL of either.
+        device: where to compute; None: a GPU if there is one.
+
+    Returns:
+        A Detector, to be called with images, or a Ranker.
+
+    Raises:
+        HaiError: there is no whole checkpoint.
+    """
+    import torch
+
+    from hai.predict.detector import Detector
+    from hai.ranking import Ranker
+    from hai.trained import best_device, load_trained
+
+    trained = load_trained(str(checkpoint), best_device() if device is None else torch.device(device))
+    return Ranker(trained) if trained.config.task == "ranker" else Detector(trained)
 
 
 def load_ranker(checkpoint: Run | str | Path, device: str | None = None) -> Ranker:

@@ -57,9 +57,7 @@ def crop_in_processes(
 
     The file that ends a process is reported as unusable. When stopped, files in work are finished, others left.
     """
-    done = work_in_processes(
-        jobs, _crop, settings, crashed=Harvest(error=CRASHED), stop=stop, num_workers=num_workers
-    )
+    done = work_in_processes(jobs, _crop, settings, crashed=Harvest(error=CRASHED), stop=stop, num_workers=num_workers)
     yield from done
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -21,7 +21,7 @@ _AHEAD = 4
 
 def read_ahead(
     jobs: Iterable[Job], view: View, *, in_processes: bool, num_workers: int, stop: Callable[[], bool]
-) -> Iterator[tuple[Job, Pictures]]:
+) -> Generator[tuple[Job, Pictures], None, None]:
     """Make the pictures of many files at once; results come in any order.
 
     Args:

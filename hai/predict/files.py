@@ -15,6 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hai.data.archives import is_archive, unpack
 from hai.data.folders import VIDEO_SUFFIXES
 from hai.data.images import IMAGE_SUFFIXES
@@ -22,7 +25,10 @@ from hai.errors import DataError
 from hai.faces.settings import PREPROCESS
 from hai.paths import cache_folder
 
-__all__ = ["Row", "check_output", "find_files", "find_rows", "is_video"]
+__all__ = ["Row", "Source", "check_output", "find_files", "find_rows", "is_ready_crop", "is_video"]
+
+Source = Path | bytes | NDArray[np.uint8]
+"""An image or video file, the content of an image file, or pixels [H, W, 3], RGB."""
 
 _NOT_THERE = "is in the sample and not in the input"
 
@@ -33,7 +39,7 @@ class Row:
 
     Args:
         name: relative to its --input, or as the sample writes it.
-        path: where the file lies; None: nowhere.
+        source: the file, its content, or pixels [H, W, 3], RGB; None: nowhere.
         is_ready: the file is a face crop that `hai preprocess` made.
         logits: of fake against real, one of each model.
         num_frames: pictures that were scored.
@@ -42,7 +48,7 @@ class Row:
     """
 
     name: str
-    path: Path | None
+    source: Source | None
     is_ready: bool = False
     logits: list[float] = field(default_factory=list)
     num_frames: int = 0
@@ -51,9 +57,9 @@ class Row:
     probability: float = 0.5
 
 
-def is_video(path: Path) -> bool:
+def is_video(source: Source | None) -> bool:
     """Tell by its name whether a file is a video."""
-    return path.suffix.lower() in VIDEO_SUFFIXES
+    return isinstance(source, Path) and source.suffix.lower() in VIDEO_SUFFIXES
 
 
 def check_output(target: Path) -> list[str]:
@@ -80,7 +86,7 @@ def find_rows(inputs: Sequence[str], stack: ExitStack, *, sample: str | None, un
     Raises:
         DataError: there is nothing, a name occurs twice, or the sample cannot be used.
     """
-    rows = [Row(found, path, _is_crop(path)) for name in inputs for found, path in find_files(name, stack)]
+    rows = [Row(found, path, is_ready_crop(path)) for name in inputs for found, path in find_files(name, stack)]
     if not rows:
         raise DataError(f"--input = {', '.join(inputs)}; no image or video in it; a folder is searched deeply")
     if sample is None:
@@ -141,7 +147,7 @@ def _natural_key(name: str) -> tuple[Any, ...]:
     ), name
 
 
-def _is_crop(path: Path) -> bool:
+def is_ready_crop(path: Path) -> bool:
     """Tell whether `hai preprocess` wrote the file: its preprocess.json lies beside train/ and val/."""
     return _is_made_of_crops(Path(os.path.abspath(path.parent)))
 
@@ -167,11 +173,11 @@ def _as_in(sample: Path, rows: Sequence[Row]) -> list[Row]:
         found = [by_name[name]] if name in by_name else by_base.get(name.rpartition("/")[2], [])
         if len(found) > 1:
             unclear.append(f"{name} could be {' or '.join(row.name for row in found[:3])}")
-        wanted.append(Row(name, found[0].path, found[0].is_ready) if found else Row(name, None, error=_NOT_THERE))
+        wanted.append(Row(name, found[0].source, found[0].is_ready) if found else Row(name, None, error=_NOT_THERE))
     if unclear:
         raise DataError("\n".join(f"--sample = {sample}: {line}; give the folder that is meant" for line in unclear))
-    used = {row.path for row in wanted}
-    left = sum(row.path not in used for row in rows)
+    used = {row.source for row in wanted}
+    left = sum(row.source not in used for row in rows)
     if left == len(rows):
         raise DataError(f"--sample = {sample}: names none of the files in --input, first {names[0]!r}")
     if left:

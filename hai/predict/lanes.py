@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -68,7 +68,9 @@ class Lanes:
         """Be there until the lanes are closed."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any | TracebackType) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Drop what waits, and end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -98,7 +100,7 @@ class Lanes:
             if not is_out_of_memory(error) or len(image) == 1:
                 raise
         free_memory(model.device)
-        return np.concatenate([self._logits(model, half) for half in image.split(-(-len(image) // 2))])
+        return np.concatenate([self._logits(model, half) for half in image.tensor_split(2)])
 
 
 def _on(device: torch.device, model: Trained) -> Trained:

@@ -21,7 +21,7 @@ from hai.errors import DataError
 from hai.faces.boxes import Face, square_around
 from hai.faces.crops import crop_pictures, encode_crop, read_pictures
 from hai.faces.settings import CropSettings
-from hai.predict.files import is_video
+from hai.predict.files import Source, is_video
 
 if TYPE_CHECKING:
     from hai.trained import Layout
@@ -58,13 +58,13 @@ class Job(NamedTuple):
 
     Args:
         key: of whoever asks.
-        source: the file; its content; or pixels [H, W, 3], RGB.
+        source: what to look at.
         frames: of a video, at most.
         is_ready: it is a face crop, from which nothing is cut.
     """
 
     key: int
-    source: Path | bytes | Image
+    source: Source
     frames: int = 16
     is_ready: bool = False
 
@@ -107,7 +107,7 @@ def load_pictures(view: View, job: Job) -> Pictures:
 
 def pictures_of(view: View, job: Job) -> tuple[Image, int, float, int]:
     """Do as `load_pictures`, but raise DataError; returns pixels, faces, seconds of reading, frames read."""
-    video = isinstance(job.source, Path) and is_video(job.source)
+    video = is_video(job.source)
     whole: list[Image] = []
     if view.cut is None or job.is_ready:
         frames = _Watched(_read(view, job, video), lambda image: whole.append(_fitted(image, view)))
@@ -170,7 +170,8 @@ def _is_filled(image: Image, box: tuple[float, float, float, float], settings: C
     """Tell whether an image is a face crop already: square, and filled by its face with the margin around it."""
     height, width = image.shape[:2]
     _, _, side = square_around(Face(box, 1.0, ""), width, height, settings.margin)
-    return max(height, width) <= _NEARLY_SQUARE * min(height, width) and side >= _FILLED * min(height, width)
+    shorter, longer = sorted((height, width))
+    return bool(longer <= _NEARLY_SQUARE * shorter and side >= _FILLED * shorter)
 
 
 def _stacked(pictures: list[Image]) -> Image:

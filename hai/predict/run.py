@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from hai.calibration import common_threshold
 from hai.errors import ConfigError
 from hai.faces.settings import CropSettings
+from hai.predict.aggregate import AGGREGATES
 from hai.predict.files import Row, check_output, find_rows
 from hai.predict.pictures import View
 from hai.predict.table import FORMATS, tell, write_table
@@ -22,9 +23,8 @@ from hai.progress import progress_bar
 if TYPE_CHECKING:
     from hai.trained import Trained
 
-__all__ = ["AGGREGATES", "predict_files", "probability_at", "run_prediction", "view_for"]
+__all__ = ["predict_files", "probability_at", "run_prediction", "view_for"]
 
-AGGREGATES: Final = ("mean", "median", "topk", "max")
 _CONTESTS: Final = ("dacon", "aifactory")
 _SPARE_SHARE, _SPARE_SECONDS = 0.05, 5.0
 """What is kept back of a time limit for the table and the end of the process: the share, at most so many seconds."""
@@ -70,7 +70,6 @@ def run_prediction(
     with ExitStack() as stack:
         rows = find_rows(inputs, stack, sample=sample, unique=format in _CONTESTS)
 
-        from hai.calibration import common_threshold
         from hai.trained import best_device, load_trained
 
         device = best_device()
@@ -147,13 +146,20 @@ def predict_files(
     show = stack.enter_context(progress_bar("scoring", "files"))
     fewest = frames
     for number, view in enumerate(distinct):
-        chosen = [model for model, own in zip(models, views, strict=True) if own == view]
-        seconds = (ends - time.monotonic()) / (len(distinct) - number)
-        base = number * len(rows)
+
+        def show_part(done: int, total: int, number: int = number) -> None:
+            show(number * len(rows) + done, len(distinct) * len(rows))
+
         plan = score_rows(
-            rows, chosen, view, frames=frames, how=how, flip=flip, seconds=seconds,
-            show=lambda done, _, base=base: show(base + done, len(rows) * len(distinct)),
-        )  # fmt: skip
+            rows,
+            [model for model, own in zip(models, views, strict=True) if own == view],
+            view,
+            frames=frames,
+            how=how,
+            flip=flip,
+            seconds=(ends - time.monotonic()) / (len(distinct) - number),
+            show=show_part,
+        )
         fewest = min(fewest, plan.fewest)
     return fewest
 

@@ -5,51 +5,35 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hai.faces.pool import num_cores
+from hai.predict.aggregate import aggregate
 from hai.predict.ahead import read_ahead
 from hai.predict.files import Row, is_video
 from hai.predict.lanes import Lanes, Scored, all_devices
-from hai.predict.pictures import Job, View
+from hai.predict.pictures import Job, Pictures, View
 from hai.predict.plan import Plan
 
 if TYPE_CHECKING:
+    import torch
+
     from hai.trained import Trained
 
-__all__ = ["AGGREGATES", "aggregate", "score_rows"]
+__all__ = ["score_rows"]
 
-AGGREGATES: Final = ("mean", "median", "topk", "max")
-"""How the logits of a file's frames become one."""
-
-_TOP: Final = 0.25
 _FEW: Final = 4
 """Files with videos or faces that are read without starting processes for them."""
 _AHEAD: Final = 2
 """Batches waiting for each device."""
 
 Floats = NDArray[np.float64]
-
-
-def aggregate(logits: Floats, how: str) -> float:
-    """Make one logit of those of a file's frames.
-
-    Args:
-        logits: [N], N > 0.
-        how: mean; median; topk, the mean of the highest quarter, at least one; or max.
-    """
-    if how == "median":
-        return float(np.median(logits))
-    if how == "topk":
-        return float(np.sort(logits)[-math.ceil(_TOP * len(logits)) :].mean())
-    return float(logits.max() if how == "max" else logits.mean())
 
 
 def score_rows(
@@ -61,6 +45,8 @@ def score_rows(
     how: str = "mean",
     flip: bool = False,
     seconds: float = math.inf,
+    devices: Sequence[torch.device] | None = None,
+    in_processes: bool | None = None,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """Give each row a logit of each model, its pictures and its error.
@@ -75,6 +61,8 @@ def score_rows(
         how: one of AGGREGATES.
         flip: average with the mirrored picture.
         seconds: time there is.
+        devices: where to compute; None: on every GPU there is.
+        in_processes: read files in processes; None: where that is worth their start.
         show: takes (done, total) files.
 
     Returns:
@@ -84,11 +72,12 @@ def score_rows(
         ConfigError: a face detector cannot be loaded.
     """
     deadline = time.monotonic() + seconds
-    todo = [key for key, row in enumerate(rows) if row.path is not None and not row.error]
-    videos = [key for key in todo if is_video(_path(rows[key]))]
+    todo = [key for key, row in enumerate(rows) if row.source is not None and not row.error]
+    videos = [key for key in todo if is_video(rows[key].source)]
     heavy = todo if view.cut is not None else videos
-    in_processes = len(heavy) > _FEW or (bool(heavy) and math.isfinite(seconds))
-    devices = all_devices()
+    if in_processes is None:
+        in_processes = len(heavy) > _FEW or (bool(heavy) and math.isfinite(seconds))
+    devices = devices or all_devices()
     plan = Plan(
         frames,
         num_images=len(todo) - len(videos),
@@ -104,19 +93,25 @@ def score_rows(
         said = False
         for key in todo:
             row = rows[key]
-            wanted = plan.frames_now() if is_video(_path(row)) else 1
+            wanted = plan.frames_now() if is_video(row.source) else 1
             if plan.fewest < frames and not said:
                 said = True
                 _say_fewer(plan, frames)
-            yield Job(key, _path(row), wanted, row.is_ready)
+            assert row.source is not None, "rows without a file have an error"
+            yield Job(key, row.source, wanted, row.is_ready)
 
-    found = read_ahead(jobs(), view, in_processes=in_processes, num_workers=num_cores(), stop=plan.is_over)
+    found: Generator[tuple[Job, Pictures], None, None] = read_ahead(
+        jobs(), view, in_processes=in_processes, num_workers=num_cores(), stop=plan.is_over
+    )
     with Lanes(models, devices, flip=flip) as lanes, closing(found):
         batches = _Batches(lanes, plan, lambda key, logits: _settle(rows[key], logits, how))
         for done, (job, pictures) in enumerate(found, 1):
-            row, video = rows[job.key], is_video(_path(rows[job.key]))
+            row = rows[job.key]
             plan.has_read(
-                video=video, reading=pictures.reading, looking=pictures.looking, frames=max(pictures.num_read, 1)
+                video=is_video(job.source),
+                reading=pictures.reading,
+                looking=pictures.looking,
+                frames=max(pictures.num_read, 1),
             )
             row.error = pictures.error
             row.num_frames, row.num_faces = len(pictures.pixels), pictures.num_faces
@@ -125,11 +120,6 @@ def score_rows(
             show(done, len(todo))
         batches.finish(deadline)
     return plan
-
-
-def _path(row: Row) -> Path:
-    assert row.path is not None, "rows without a file have an error"
-    return row.path
 
 
 def _both_kinds_first(keys: list[int], videos: set[int], count: int) -> list[int]:

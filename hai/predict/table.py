@@ -68,8 +68,8 @@ def tell(target: Path, rows: Sequence[Row], threshold: float, format: str, *, cu
         print(f"note: unusable files have {value} in the table, which must have no gaps", file=sys.stderr)
     faceless = [row.name for row in scored if not row.num_faces and not row.is_ready]
     if cut and faceless:
+        names = f"{', '.join(faceless[:3])}{', ...' if len(faceless) > 3 else ''}"
         print(
-            f"note: no face in {len(faceless)} files ({', '.join(faceless[:3])}{', ...' if len(faceless) > 3 else ''}); "
-            "the middle square of their frames was scored",
+            f"note: no face in {len(faceless)} files ({names}); the middle square of their frames was scored",
             file=sys.stderr,
         )

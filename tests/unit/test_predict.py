@@ -88,7 +88,7 @@ def test_unusable_files_are_listed_and_change_no_other_score(run: Path, folder: 
     errors = {name: row["error"] for name, row in after.items() if row["error"]}
     assert set(errors) == {"a.jpg", "clip.MP4", "frame5.png"}
     assert errors["a.jpg"] == "the file is empty"
-    assert errors["clip.MP4"].startswith("video needs")
+    assert errors["clip.MP4"].startswith("cannot be opened as a video")
     for name, row in after.items():
         if row["error"]:
             assert (row["probability_fake"], row["prediction"], row["num_frames"]) == ("", "", "0")
@@ -185,12 +185,16 @@ def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> Non
             [str(tmp_path / "absent"), str(tmp_path / "gone")],
             str(tmp_path),
             format="dacon",
-            faces="always",
+            faces="some",
+            aggregate="sum",
+            sample=str(tmp_path / "sample.csv"),
+            tta="flip",
             time_limit="soon",
         )
     lines = str(caught.value).split("\n")
-    starts = ["--faces = always", "--checkpoint is given 2 times", f"--input = {tmp_path / 'absent'}; no such"]
-    starts += [f"--input = {tmp_path / 'gone'}; no such", "--time-limit = soon", f"--output = {tmp_path}; is a folder"]
+    starts = ["--faces = some", "--aggregate = sum", "--checkpoint is given 2 times", "--tta = flip; --format dacon"]
+    starts += [f"--input = {tmp_path / 'absent'}; no such", f"--input = {tmp_path / 'gone'}; no such"]
+    starts += ["--sample = ", "--time-limit = soon", f"--output = {tmp_path}; is a folder"]
     assert len(lines) == len(starts)
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start), line
