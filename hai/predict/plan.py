@@ -12,8 +12,8 @@ __all__ = ["Plan"]
 
 _USED: Final = 0.9
 """Share of the time left that may be planned for: measurements are not promises."""
-_LEAST_MEASURED: Final = 0.05
-"""Seconds of work below which no speed is worth believing."""
+_TRUST: Final = 0.1
+"""Share of all the time for which the work is taken to go as its parts add up to, before any was seen to."""
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Plan:
         self._images, self._videos = _Kind(num_images), _Kind(num_videos)
         self._num_readers, self._num_lanes = num_readers, num_lanes
         self._deadline, self._clock = deadline, clock
+        self._trust = _TRUST * max(deadline - clock(), 0.0)
         self._scored, self._scoring, self._slowest = 0, 0.0, 0.0
         self._queued = 0
         self._began: float | None = None
@@ -82,7 +83,7 @@ class Plan:
         if not math.isfinite(self._deadline) or not self.has_measured:
             return self.frames
         low, high = 1, self.frames
-        left = _USED * (self._deadline - self._clock())
+        left = _USED * (self._deadline - self._clock() - self._slowest)  # the last batch must fit in too
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if self.seconds_left(middle) <= left else (low, middle - 1)
@@ -101,10 +102,10 @@ class Plan:
 
     def _late(self) -> float:
         """Return how many times longer the work has taken than its parts add up to."""
-        done = self._cost(self._spent(), self._scored) - self._before
-        if self._began is None or done < _LEAST_MEASURED:
+        if self._began is None or not self._trust:
             return 1.0
-        return max(1.0, (self._clock() - self._began) / done)
+        done = self._cost(self._spent(), self._scored) - self._before
+        return max(1.0, (self._clock() - self._began + self._trust) / (done + self._trust))
 
     def _spent(self) -> float:
         return sum(kind.reading + kind.looking for kind in (self._images, self._videos))

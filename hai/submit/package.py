@@ -95,6 +95,7 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
         "sha256": checkpoint.sha256,
         "fitted": {"threshold": 0.5, "temperature": 1.0, **checkpoint.meta.get("fitted", {})},
         "cut": cut,
+        "as_trained": checkpoint.meta.get("crop_settings") is not None,
         "num_parameters": sum(tensor.numel() for tensor in checkpoint.model.values()),
     }
     pages = Environment(
