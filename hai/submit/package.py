@@ -81,7 +81,8 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
     (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     _copy_code(folder / "src", cut)
     packages = packages_for(config.model)
-    exact = format == "dacon"
+    exact = format == "dacon"  # its image is built; notebooks run where torch is installed already
+    num_parameters = sum(tensor.numel() for tensor in checkpoint.model.values())
     _save(folder / "env/requirements.txt", requirement_lines(packages, exact=exact))
     _save(folder / "env/requirements-train.txt", requirement_lines(training_packages(), exact=exact))
     facts = {
@@ -96,7 +97,7 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
         "fitted": {"threshold": 0.5, "temperature": 1.0, **checkpoint.meta.get("fitted", {})},
         "cut": cut,
         "as_trained": checkpoint.meta.get("crop_settings") is not None,
-        "num_parameters": sum(tensor.numel() for tensor in checkpoint.model.values()),
+        "num_parameters": num_parameters,
     }
     pages = Environment(
         loader=PackageLoader("hai", "submit/templates"), autoescape=False, keep_trailing_newline=True, trim_blocks=True
@@ -105,7 +106,7 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
         _save(folder / name, pages.get_template(f"{Path(name).name}.jinja").render(facts))
     if format == "aifactory":
         _save(folder / NOTEBOOK, _notebook(pages, facts))
-    return Package(folder, format, settings, facts["num_parameters"], [f"model/{MODEL}"])
+    return Package(folder, format, settings, num_parameters, [f"model/{MODEL}"])
 
 
 def _cut(meta: dict[str, Any], faces: str) -> CropSettings | None:
