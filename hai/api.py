@@ -1,4 +1,4 @@
-"""hai from Python: split, train, tune, evaluate, compare, each as its verb does it."""
+"""hai from Python: split, train, tune, evaluate, load what was trained, each as its verb does it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from hai.types import Record
 
 if TYPE_CHECKING:
+    from hai.predict.detector import Detector
     from hai.ranking import Ranker
     from hai.sweep.records import TrialRecord
 
-__all__ = ["Run", "Sweep", "evaluate", "load_ranker", "split_data", "train", "tune"]
+__all__ = ["Run", "Sweep", "evaluate", "load", "load_ranker", "split_data", "train", "tune"]
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,29 @@ def evaluate(
         image_dir=None if image_dir is None else str(image_dir),
         robustness=robustness,
     )
+
+
+def load(checkpoint: Run | str | Path, device: str | None = None) -> Detector | Ranker:
+    """Load what was trained, ready to score: `hai.load(run)(["a.jpg", "b.mp4"])` is P(fake) of each.
+
+    Args:
+        checkpoint: what `train` returned, a run or checkpoint folder, or a URL of either.
+        device: where to compute; None: a GPU if there is one.
+
+    Returns:
+        A Detector, to be called with images, or a Ranker.
+
+    Raises:
+        HaiError: there is no whole checkpoint.
+    """
+    import torch
+
+    from hai.predict.detector import Detector
+    from hai.ranking import Ranker
+    from hai.trained import best_device, load_trained
+
+    trained = load_trained(str(checkpoint), best_device() if device is None else torch.device(device))
+    return Ranker(trained) if trained.config.task == "ranker" else Detector(trained)
 
 
 def load_ranker(checkpoint: Run | str | Path, device: str | None = None) -> Ranker:

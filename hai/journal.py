@@ -382,6 +382,7 @@ class Journal:
             "torch_threads": torch.get_num_threads(),
             "task": self._config.task,
             "architecture": architecture_of(self._model),
+            "crop_settings": self._datasets.crop_settings,
         }
         every = self._config.checkpoint.keep_every_epochs
         permanent = every is not None and progress.step % (every * self._order.steps_per_epoch) == 0

@@ -62,7 +62,9 @@ def _plain_lines(what: str, unit: str) -> Callable[[int, int], None]:
     said: tuple[float, int] | None = None
 
     def amount(count: float) -> str:
-        return shown_bytes(count) if unit == "bytes" else f"{count:.0f}"
+        if unit == "bytes":
+            return shown_bytes(count)
+        return f"{count:.0f}" if count >= 10 else f"{count:.2g}"
 
     def show(done: int, total: int) -> None:
         nonlocal said

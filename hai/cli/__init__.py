@@ -8,15 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.core import TyperCommand
 
 import hai
 from hai.cli.data import ImageDir, data_app
 from hai.cli.doctor import doctor
 from hai.cli.export import export
+from hai.cli.serving import ManyValues, predict, submit
 from hai.config.text import inline_yaml
 from hai.errors import ConfigError, HaiError
 
@@ -42,25 +42,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Config keys, e.g. optim.learning_rate=3e-4 data.sources.0.path=faces."),
 ]
-
-
-class _ManyValues(TyperCommand):
-    """A verb whose repeatable options also take several values after one name: `--input a b c`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give every further value the name that it stands behind."""
-        names = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        words: list[str] = []
-        name, has_value = "", False
-        for word in args:
-            if word.startswith("-"):
-                name, has_value = word, False
-            elif name in names and has_value:
-                words.append(name)
-            else:
-                has_value = True
-            words.append(word)
-        return super().parse_args(ctx, words)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -230,37 +211,8 @@ def evaluate(
     )
 
 
-@app.command(cls=_ManyValues)
-def predict(
-    checkpoint: Annotated[
-        list[str], typer.Option(metavar="REF", help="A run (its best), a checkpoint, or a URL.", show_default=False)
-    ],
-    input_: Annotated[
-        list[str], typer.Option("--input", metavar="PATH", help="Images, folders or zips.", show_default=False)
-    ],
-    output: Annotated[str, typer.Option(metavar="FILE.csv", help="The table to write.", show_default=False)],
-    format_: Annotated[
-        Literal["full", "dacon", "aifactory"], typer.Option("--format", help="Columns of the table.")
-    ] = "full",
-    frames: Annotated[int, typer.Option(min=1, help="Frames of each video; this version reads none yet.")] = 16,
-    faces: Annotated[
-        Literal["auto", "always", "never"], typer.Option(help="Cut faces out first; this version finds none yet.")
-    ] = "auto",
-    time_limit: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Finish with a whole table within this time, e.g. 60m.")
-    ] = None,
-    tta: Annotated[
-        Literal["flip"] | None, typer.Option(help="Average with the mirrored image; twice the time, not for dacon.")
-    ] = None,
-) -> None:
-    """Score images: the probability that each one is fake."""
-    from hai.predict import run_prediction
-
-    raise typer.Exit(
-        run_prediction(
-            checkpoint, input_, output, format=format_, frames=frames, faces=faces, time_limit=time_limit, tta=tta
-        )
-    )
+app.command(cls=ManyValues)(predict)
+app.command(cls=ManyValues)(submit)
 
 
 @app.command()
