@@ -53,7 +53,7 @@ def run_worker(
         report=report,
         say=say,
         show=show,
-        publish=_publish,
+        publish=_publish if plan.until_epoch is None else _leave,
     )
     task = build_task(config)
     if not task.prepare(Workers.join(rank, world_size, device), say=say, asked=request):
@@ -61,6 +61,10 @@ def run_worker(
     if plan.only_prepare:
         return {"status": "finished", "step": 0}
     return train(config, task, context)
+
+
+def _leave(folder: Path, predictions: Arrays | None, datasets: Datasets) -> None:
+    """Write no page of a run that only pauses."""
 
 
 def _publish(folder: Path, predictions: Arrays | None, datasets: Datasets) -> None:

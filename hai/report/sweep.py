@@ -162,8 +162,8 @@ def _cell(trial: TrialRecord, key: str) -> Record:
 
 
 def _link(trial: TrialRecord) -> str:
-    """Link a trial's own report, a file beside this page; "" where there is none."""
-    if trial.status not in ("finished", "stopped") or not trial.folder or ".." in trial.folder.split("/"):
+    """Link a trial's own report, a file beside this page; "" where there is none, as of a trial that was stopped."""
+    if trial.status != "finished" or not trial.folder or ".." in trial.folder.split("/"):
         return ""
     return f"./{quote(trial.folder.strip('/'))}/report.html"
 
