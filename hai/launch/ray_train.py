@@ -19,7 +19,7 @@ from hai.errors import ConfigError, HaiError, OutOfMemoryError
 from hai.launch.cluster import connected, is_on_loopback
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
 from hai.launch.plan import Outcome, Plan
-from hai.launch.room import Machine, machines_of, num_workers_in, shared_cpus
+from hai.launch.room import GROWS_TO, Machine, machines_of, num_workers_in, shared_cpus
 from hai.launch.signals import StopSignals
 from hai.types import Record
 
@@ -202,15 +202,16 @@ def _scaling(scale: ScaleConfig, machines: list[Machine]) -> Any:
     least, most = (workers, workers) if isinstance(workers, int) else workers
     if use_gpu and least > num_gpus:
         raise ConfigError(
-            f"scale.num_workers = {scale.num_workers}: the cluster has {num_gpus} GPUs; "
-            "ask for fewer workers, or set scale.use_gpu=false"
+            f"scale.num_workers = {scale.num_workers}: the cluster has {num_gpus} GPUs; ask for fewer workers, set "
+            f"scale.use_gpu=false, or, if it starts machines by itself, say in {GROWS_TO} which"
         )
     cpus = scale.cpus_per_worker or shared_cpus(machines, least, most, use_gpu=use_gpu)
     room = num_workers_in(machines, cpus, use_gpu=use_gpu)
     if least > room:
         raise ConfigError(
-            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs on "
-            f"{len(machines)} machines, room for {room} such workers; ask for fewer or lower scale.cpus_per_worker"
+            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs, room for "
+            f"{room} such workers, none on two machines; ask for fewer, lower scale.cpus_per_worker, or, if it starts "
+            f"machines by itself, say in {GROWS_TO} which"
         )
     each = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
     settings: dict[str, Any] = {"num_workers": workers, "use_gpu": use_gpu, "resources_per_worker": each}
