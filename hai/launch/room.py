@@ -87,13 +87,15 @@ def plan_group(scale: ScaleConfig, machines: list[Machine]) -> Group:
     if use_gpu and least > num_gpus:
         asked = f"scale.num_workers = {scale.num_workers}" if scale.num_workers else "scale.use_gpu = true"
         raise ConfigError(
-            f"{asked}: the cluster has {num_gpus} GPUs; ask for fewer workers, or set scale.use_gpu=false"
+            f"{asked}: the cluster has {num_gpus} GPUs; ask for fewer workers, set scale.use_gpu=false, or, if it starts "
+            f"machines by itself, say in {GROWS_TO} which"
         )
     cpus = scale.cpus_per_worker or shared_cpus(machines, least, most, use_gpu=use_gpu)
     room = num_workers_in(machines, cpus, use_gpu=use_gpu)
     if least > room:
         raise ConfigError(
-            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs on "
-            f"{len(machines)} machines, room for {room} such workers; ask for fewer or lower scale.cpus_per_worker"
+            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs, room for "
+            f"{room} such workers, none on two machines; ask for fewer, lower scale.cpus_per_worker, or, if it starts "
+            f"machines by itself, say in {GROWS_TO} which"
         )
     return Group(least, most, cpus, use_gpu)
