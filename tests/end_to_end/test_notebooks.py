@@ -58,7 +58,8 @@ def shown(cell: Any) -> str:
     texts = []
     for output in cell.get("outputs", []):
         data = output.get("data", {})
-        texts.append(output.get("text") or data.get("text/html") or data.get("text/plain") or "")
+        kinds = (data.get(kind) for kind in ("text/html", "application/javascript", "text/plain"))
+        texts.append(output.get("text") or next(filter(None, kinds), ""))
     return "\n".join(texts)
 
 
