@@ -106,7 +106,7 @@ def install(*extras: str, in_kernel: bool = False) -> None:
         f"{name} {version}" for name, version in sorted(after.items()) if before.get(name) != version and name != "hai"
     ]
     print(f"installed {', '.join(new)}" if new else "nothing to install", end="")
-    print(f"; torch {after.get('torch')} as it was")
+    print(f"; torch {after.get('torch')} as it was; hai {hai.__version__} from {ROOT}")
     pillow = sys.modules.get("PIL")
     if in_kernel and pillow is not None and pillow.__version__ != after.get("pillow"):
         raise ConfigError(
@@ -379,6 +379,9 @@ def show_tensorboard(storage: str, name: str) -> None:
 
     folder = locate(storage, name).path / TENSORBOARD
     folder.mkdir(parents=True, exist_ok=True)
+    program = Path(sys.executable).with_name("tensorboard")
+    if program.exists():  # a kernel's PATH may lack the folder of its Python
+        os.environ.setdefault("TENSORBOARD_BINARY", str(program))
     shell: Any = get_ipython()
     shell.run_line_magic("load_ext", "tensorboard")
     shell.run_line_magic("tensorboard", f"--logdir {shlex.quote(str(folder))}")

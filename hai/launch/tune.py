@@ -155,6 +155,7 @@ def _tuner(board: Board, mailbox: Any, room: Room, config: RunConfig, scratch: s
             name="sweep",
             storage_path=scratch,
             verbose=0,
+            progress_reporter=tune.CLIReporter(),  # silent; in a notebook Tune's own choice would clear the cell
             failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
         ),
     )

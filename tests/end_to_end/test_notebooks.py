@@ -58,7 +58,8 @@ def shown(cell: Any) -> str:
     texts = []
     for output in cell.get("outputs", []):
         data = output.get("data", {})
-        texts.append(output.get("text") or data.get("text/html") or data.get("text/plain") or "")
+        kinds = (data.get(kind) for kind in ("text/html", "application/javascript", "text/plain"))
+        texts.append(output.get("text") or next(filter(None, kinds), ""))
     return "\n".join(texts)
 
 
@@ -102,23 +103,20 @@ def test_colab_twice_and_the_second_session_goes_on(colab: dict[str, str], tmp_p
     form = {"CODE": f"{drive}/hai", "STORAGE": f"{drive}/my runs", "NAME": "first"}
     seen = execute(filled("colab_single_node.ipynb", **form, SETTINGS=f"train.max_steps=4 {FAST}"), content, **colab)
     run = drive / "my runs/first"
-    assert "torch" in seen["code"]
+    assert f"+drive from {content}/hai-code" in seen["code"]
     assert seen["logins"] == ""
     assert seen["train"].startswith("$ hai train --config configs/detector/demo.yaml --name first")
     assert "best f1_macro" in seen["train"]
     assert "\x1b" not in "".join(seen.values())
-    assert "tensorboard" in seen["tensorboard"].lower()
+    assert "tensorboard" in seen["tensorboard"]
+    assert "ERROR" not in seen["tensorboard"]
     assert "<iframe srcdoc=" in seen["evaluate"]
     assert "f1_macro" in seen["evaluate"]
     assert re.search(r"first +detector +finished +4", seen["end"])
-    assert (content / "asked.txt").read_text(encoding="utf-8").split("\n") == [
-        "mount /content/drive",
-        "flush and unmount",
-        "",
-    ]
+    asked = (content / "asked.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in asked if not line.startswith("secret ")] == ["mount /content/drive", "flush and unmount"]
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert summary["step"] == 4
-    assert summary["versions"]["hai"].endswith("+drive")
 
     shutil.rmtree(tmp_path / "machine")  # the machine is lost, the Drive is not
     again = {**form, "SETTINGS": f"train.max_steps=8 scale.launcher=in_process {FAST}", "DISCONNECT": True}

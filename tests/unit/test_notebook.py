@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import hai
 from hai import notebook
 from hai.errors import ConfigError, DataError
 
@@ -102,9 +103,10 @@ def test_pip_renews_what_it_must_and_leaves_torch_alone(tmp_path):
     offline["PYTHONPATH"] = os.pathsep.join([str(borrowed), str(notebook.ROOT)])
     offline["PATH"] = f"{machine}/bin"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=offline)
-    assert done.stdout == "installed pillow 12.4.0, ray 2.59.0; torch 2.11.0+cu128 as it was\n"
+    held = f"torch 2.11.0+cu128 as it was; hai {hai.__version__} from {project}\n"
+    assert done.stdout == f"installed pillow 12.4.0, ray 2.59.0; {held}"
     again = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=offline)
-    assert again.stdout == "nothing to install; torch 2.11.0+cu128 as it was\n"
+    assert again.stdout == f"nothing to install; {held}"
     listed = subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True, check=True, env=offline)
     assert listed.stdout.split() == ["click==8.0", "pillow==12.4.0", "ray==2.59.0", "torch==2.11.0+cu128"]
 
