@@ -22,6 +22,7 @@ from hai.config.load import config_from_yaml_text
 from hai.config.schema import RunConfig
 from hai.data.augment import normalise
 from hai.errors import CheckpointError
+from hai.faces.settings import CropSettings
 from hai.models import build_model
 from hai.models.encoder import rounded_image_size
 from hai.models.scorer import build_scorer
@@ -63,6 +64,24 @@ class Trained:
         """Say how the model wants its images."""
         data = self.config.data
         return Layout(data.image_size, data.geometry, data.max_megapixels)
+
+    @property
+    def crop_settings(self) -> CropSettings | None:
+        """Say how the training images were cut out by `hai preprocess`; None: they were not.
+
+        Raises:
+            CheckpointError: another version did it, whose settings are not known here.
+        """
+        record = self.checkpoint.meta.get("crop_settings")
+        if record is None:
+            return None
+        try:
+            return CropSettings(**record)
+        except TypeError as error:
+            raise CheckpointError(
+                f"checkpoint: {self.checkpoint.path}: its faces were cut by settings that this version does not have "
+                f"({error}); cut the faces out with that version and use --faces never"
+            ) from None
 
     @property
     def calibration(self) -> Calibration:

@@ -10,6 +10,7 @@ from PIL import Image
 from hai.checkpoint.store import RunFolder
 from hai.config import show_config
 from hai.config.load import config_from_yaml_text
+from hai.faces.settings import CropSettings, as_record
 from hai.models import build_model
 
 CONFIG = """
@@ -21,7 +22,13 @@ train: {global_batch_size: 8}
 
 
 def save_run(
-    storage: Path, name: str = "bright", *, seed: int = 1, overrides: tuple[str, ...] = (), **fitted: float
+    storage: Path,
+    name: str = "bright",
+    *,
+    seed: int = 1,
+    overrides: tuple[str, ...] = (),
+    crop_settings: CropSettings | None = None,
+    **fitted: float,
 ) -> Path:
     """Save a run with random weights; the threshold lies where half of the images of `save_image` are fake."""
     config = config_from_yaml_text(CONFIG, "run.yaml", [f"seed={seed}", *overrides])
@@ -29,6 +36,8 @@ def save_run(
     run = RunFolder(str(storage), name)
     best = {"metric": "f1_macro", "value": 0.75, "step": 3, "checkpoint": "checkpoints/step_00000003"}
     meta = {"best": best, "fitted": fitted, "step": 3}
+    if crop_settings is not None:
+        meta["crop_settings"] = as_record(crop_settings)
     run.save(model.state_dict(), {}, meta, step=3, wait=True)
     run.append({"step": 1, "train/loss": 0.7, "train/learning_rate": 1e-3})
     run.append({"step": 3, "train/loss": 0.5, "val/f1_macro": 0.75})

@@ -72,7 +72,7 @@ def _row(remote: Remote, name: str) -> RunRow | None:
     step, best, saved = summary.get("step"), summary.get("best"), summary.get("last_saved")
     return RunRow(
         name=name,
-        task=str(config.get("task", "?")),
+        task=str(config.get("task") or summary.get("task", "?")),
         status=status,
         step=step if isinstance(step, int) else None,
         best=best if isinstance(best, dict) else None,

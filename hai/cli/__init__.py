@@ -8,14 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.core import TyperCommand
 
 import hai
 from hai.cli.data import ImageDir, data_app
+from hai.cli.doctor import doctor
 from hai.cli.export import export
+from hai.cli.serving import ManyValues, predict, submit
 from hai.config.text import inline_yaml
 from hai.errors import ConfigError, HaiError
 
@@ -35,30 +36,12 @@ app = typer.Typer(
 config_app = typer.Typer(help="The config's schema, and a config as it will be used.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+app.command()(doctor)
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Config keys, e.g. optim.learning_rate=3e-4 data.sources.0.path=faces."),
 ]
-
-
-class _ManyValues(TyperCommand):
-    """A verb whose repeatable options also take several values after one name: `--input a b c`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give every further value the name that it stands behind."""
-        names = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
-        words: list[str] = []
-        name, has_value = "", False
-        for word in args:
-            if word.startswith("-"):
-                name, has_value = word, False
-            elif name in names and has_value:
-                words.append(name)
-            else:
-                has_value = True
-            words.append(word)
-        return super().parse_args(ctx, words)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,6 +115,29 @@ def train(
     )
 
 
+@app.command()
+def tune(
+    config: Annotated[str, typer.Option(metavar="FILE", help="YAML file of a sweep.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the base config, sweep.KEY=VALUE, space.KEY={kind: [...]}."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep; default: the file's name.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_URL", help="Where it is kept; default: HAI_STORAGE, else runs/.")
+    ] = None,
+) -> None:
+    """Try many values of a config and keep the best. The same command again goes on where the sweep stopped."""
+    from hai.config.sweep import load_sweep
+
+    sweep = load_sweep(config, overrides or [])
+
+    from hai.launch.sweep import run_sweep
+
+    place = storage or sweep.base.storage or os.environ.get("HAI_STORAGE") or "runs"
+    raise typer.Exit(run_sweep(sweep, name=name or sweep.base.name or Path(config).stem, storage=place))
+
+
 def _config_of_run(reference: str, settings: list[str]) -> tuple[RunConfig, str]:
     """Read the config that a run folder, or that of a checkpoint in it, keeps; and the run's name."""
     from hai.checkpoint.find import split_reference
@@ -184,47 +190,29 @@ def evaluate(
         str | None, typer.Option(metavar="DIR", help="Where to write; default: <run>/evaluation/<split>/.")
     ] = None,
     image_dir: ImageDir = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also measure compressed, blurred, noisy, smaller, darker images.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Measure a checkpoint on labelled images: evaluation.json, predictions.csv, report.html."""
     from hai.evaluation import run_evaluation
 
     raise typer.Exit(
-        run_evaluation(checkpoint, data, split=split, output=output, image_dir=image_dir, overrides=overrides or [])
-    )
-
-
-@app.command(cls=_ManyValues)
-def predict(
-    checkpoint: Annotated[
-        list[str], typer.Option(metavar="REF", help="A run (its best), a checkpoint, or a URL.", show_default=False)
-    ],
-    input_: Annotated[
-        list[str], typer.Option("--input", metavar="PATH", help="Images, folders or zips.", show_default=False)
-    ],
-    output: Annotated[str, typer.Option(metavar="FILE.csv", help="The table to write.", show_default=False)],
-    format_: Annotated[
-        Literal["full", "dacon", "aifactory"], typer.Option("--format", help="Columns of the table.")
-    ] = "full",
-    frames: Annotated[int, typer.Option(min=1, help="Frames of each video; this version reads none yet.")] = 16,
-    faces: Annotated[
-        Literal["auto", "always", "never"], typer.Option(help="Cut faces out first; this version finds none yet.")
-    ] = "auto",
-    time_limit: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Finish with a whole table within this time, e.g. 60m.")
-    ] = None,
-    tta: Annotated[
-        Literal["flip"] | None, typer.Option(help="Average with the mirrored image; twice the time, not for dacon.")
-    ] = None,
-) -> None:
-    """Score images: the probability that each one is fake."""
-    from hai.predict import run_prediction
-
-    raise typer.Exit(
-        run_prediction(
-            checkpoint, input_, output, format=format_, frames=frames, faces=faces, time_limit=time_limit, tta=tta
+        run_evaluation(
+            checkpoint,
+            data,
+            split=split,
+            output=output,
+            image_dir=image_dir,
+            robustness=robustness,
+            overrides=overrides or [],
         )
     )
+
+
+app.command(cls=ManyValues)(predict)
+app.command(cls=ManyValues)(submit)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hai.errors import DataError
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "decode_image", "decode_small", "fit_image", "resize_image"]
+__all__ = ["FORMATS", "IMAGE_SUFFIXES", "decode_image", "decode_small", "fit_image", "resize_image", "rgb_pixels"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,21 @@ def decode_image(data: bytes, max_megapixels: float = 40.0) -> NDArray[np.uint8]
     except Exception as error:  # decoders raise anything on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"cannot be decoded: {reason}") from None
+
+
+def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Turn an image of Pillow's into what `decode_image` makes of its file, [H, W, 3].
+
+    Raises:
+        DataError: it cannot be; the text is the reason alone.
+    """
+    _quiet_pillow()
+    try:
+        return _to_rgb(_upright(image))
+    except DataError:
+        raise
+    except Exception as error:  # an image that was opened and not yet read may be damaged
+        raise DataError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
 def decode_small(data: bytes, side: int, max_megapixels: float = 40.0) -> NDArray[np.uint8]:

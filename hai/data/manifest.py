@@ -96,6 +96,8 @@ class Manifest:
     """A ranker's `data.score_column`, NaN where it is empty."""
     comparisons: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int32))
     """Left row, right row and preference (1 left, -1 right, 0 tie), each within one split, in order, [P, 3]."""
+    crop_settings: Record | None = None
+    """How `hai preprocess` cut the images out; None: it did not."""
 
     def __len__(self) -> int:
         return len(self.path)
@@ -257,7 +259,15 @@ def build_manifest(
         columns["image_id"] = None
     if not any(rows.score for _, rows in loaded):
         columns["score"] = None
-    return Manifest(**columns, problems=problems, warnings=(*warnings, *notes), labels=labels, comparisons=comparisons)
+    crop_settings, doubts = _common_crop_settings(loaded)
+    return Manifest(
+        **columns,
+        problems=problems,
+        warnings=(*warnings, *notes, *doubts),
+        labels=labels,
+        comparisons=comparisons,
+        crop_settings=crop_settings,
+    )
 
 
 def _common_labels(loaded: list[tuple[SourceConfig, Rows]]) -> tuple[str, ...]:
@@ -270,6 +280,21 @@ def _common_labels(loaded: list[tuple[SourceConfig, Rows]]) -> tuple[str, ...]:
             "be all of one kind, train one after the other"
         )
     return loaded[0][1].labels
+
+
+def _common_crop_settings(loaded: list[tuple[SourceConfig, Rows]]) -> tuple[Record | None, list[str]]:
+    """Return how the images were cut out, and a warning where the sources were not all cut in one way."""
+    cut = [(config.name, rows.crop_settings) for config, rows in loaded if rows.crop_settings is not None]
+    if not cut:
+        return None, []
+    name, first = cut[0]
+    others = [other for other, settings in cut if settings != first]
+    if not others:
+        return first, []
+    return first, [
+        f"sources {name} and {', '.join(others)} were cut out by different settings of hai preprocess; hai predict "
+        f"will cut faces as {name} was"
+    ]
 
 
 def _near_duplicates(table: Table, data: DataConfig, progress: Progress | None) -> NDArray[np.int64] | None:
@@ -293,6 +318,7 @@ def save_manifest(manifest: Manifest, path: str | Path) -> None:
 
     columns = {item.name: getattr(manifest, item.name) for item in fields(Manifest)}
     problems, warnings, labels = (columns.pop(name) for name in ("problems", "warnings", "labels"))
+    crop_settings = columns.pop("crop_settings")
     columns.pop("comparisons")
     columns = {name: column for name, column in columns.items() if column is not None}
     if len(manifest.comparisons):
@@ -301,7 +327,7 @@ def save_manifest(manifest: Manifest, path: str | Path) -> None:
     for name in ("path", "file", "source", "group"):
         columns[name] = pa.array(columns[name], pa.string())
     notes = {"problems": [list(problem) for problem in problems], "warnings": list(warnings), "labels": list(labels)}
-    text = json.dumps(notes)
+    text = json.dumps(notes | ({"crop_settings": crop_settings} if crop_settings is not None else {}))
     table = pa.table(columns).replace_schema_metadata({"hai": text, "identity": manifest.identity})
     target = Path(path)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -338,7 +364,12 @@ def load_manifest(path: str | Path) -> Manifest:
         problems = tuple(Problem(*problem) for problem in notes["problems"])
         labels = tuple(notes.get("labels", LABELS))  # older ones hold none
         manifest = Manifest(
-            **columns, problems=problems, warnings=tuple(notes["warnings"]), labels=labels, comparisons=comparisons
+            **columns,
+            problems=problems,
+            warnings=tuple(notes["warnings"]),
+            labels=labels,
+            comparisons=comparisons,
+            crop_settings=notes.get("crop_settings"),
         )
         if manifest.identity.encode() != table.schema.metadata[b"identity"]:
             raise ValueError("its content is not what its identity says")

@@ -161,8 +161,11 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
             **optional,
         }
     )
-    if manifest.labels != LABELS:
-        table = table.replace_schema_metadata({"labels": json.dumps(manifest.labels)})
+    notes = {"labels": json.dumps(manifest.labels)} if manifest.labels != LABELS else {}
+    if manifest.crop_settings is not None:
+        notes["crop_settings"] = json.dumps(manifest.crop_settings)
+    if notes:
+        table = table.replace_schema_metadata(notes)
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -273,7 +276,8 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
         table = pq.read_table(paths[0])
         columns = {column: table[column] for column in table.column_names}
         part = columns["part"].to_numpy()
-        labels = (table.schema.metadata or {}).get(b"labels")
+        notes = table.schema.metadata or {}
+        labels, crop_settings = notes.get(b"labels"), notes.get(b"crop_settings")
         rows = Rows(
             labels=tuple(json.loads(labels)) if labels else LABELS,
             video=columns["video"].to_pylist() if "video" in columns else [],
@@ -287,6 +291,7 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
             group=columns["group"].to_pylist(),
             source=[source_name(name, s) for s in columns["source"].to_pylist()],
             stats=stats[1 + part],
+            crop_settings=json.loads(crop_settings) if crop_settings else None,
         )
         digests = b"".join(columns["sha256"].to_pylist())
         rows.packed = Packed(

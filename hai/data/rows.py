@@ -14,7 +14,7 @@ from hai.data.archives import listed
 from hai.errors import DataError
 from hai.masking import without_secrets
 from hai.paths import cache_folder
-from hai.types import LABELS
+from hai.types import LABELS, Record
 
 __all__ = ["COMPARED", "LABEL_CODES", "Packed", "Rows", "raise_faults", "source_name", "without_root"]
 
@@ -67,6 +67,8 @@ class Rows:
     """Where a ranker's CSV names each row, `table:line`; empty if nowhere."""
     comparisons: list[tuple[int, int, int]] = field(default_factory=list)
     """Positions of left and right, and 1 (left is better), -1 (right) or 0 (tie)."""
+    crop_settings: Record | None = None
+    """How the files were cut out of others, as their preprocess.json says; None: nobody says that they were."""
 
     def add(self, path: str, file: str, label: int, split: int, group: str, source: str) -> None:
         """Append one row."""

@@ -25,6 +25,7 @@ from hai.data.remote import is_remote_file, is_remote_folder, is_url, local_copy
 from hai.data.rows import COMPARED, LABEL_CODES, Rows, source_name
 from hai.data.tables import ImageFolder, read_table, settle_files
 from hai.errors import DataError, StorageError
+from hai.faces.settings import PREPROCESS, as_record, load_settings
 from hai.paths import cache_folder, is_mount, locked
 from hai.types import LABELS, SPLITS
 
@@ -85,6 +86,7 @@ def load_source(
     table = folder_table(local, form, config.name) if local.is_dir() else local
     if table is not None and table.suffix.lower() == ".csv":
         rows = form.read_csv(table, image_dir, config.name, faults, progress)
+        _note_crops(rows, table.parent, config.name)
         _warn_of_mount(rows, config.name)
         return rows
     if table is not None:
@@ -96,9 +98,21 @@ def load_source(
     odd = [i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)]
     faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in odd]
     rows.stats = stat_files(rows.file)
+    _note_crops(rows, local, config.name)
     _warn_of_mount(rows, config.name)
     faults += [f"{rows.file[i]}: missing; a link that leads nowhere?" for i in (rows.stats[:, 0] < 0).nonzero()[0]]
     return rows
+
+
+def _note_crops(rows: Rows, folder: Path, name: str) -> None:
+    """Keep what preprocess.json says of how the images were cut out, so that prediction cuts alike."""
+    path = folder / PREPROCESS
+    if not path.is_file():
+        return
+    try:
+        rows.crop_settings = as_record(load_settings(path))
+    except DataError as error:
+        rows.warnings.append(f"source {name}: {error}; hai predict --faces auto will cut nothing")
 
 
 def _warn_of_mount(rows: Rows, name: str) -> None:

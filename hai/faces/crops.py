@@ -22,7 +22,7 @@ from hai.faces.detectors import FaceFinder
 from hai.faces.settings import CropSettings
 from hai.faces.tracks import Sighting, Track, appearance, link_faces
 
-__all__ = ["Crop", "FaceCutter", "Harvest", "crop_file", "find_tracks"]
+__all__ = ["Crop", "FaceCutter", "Harvest", "crop_file", "crop_pictures", "encode_crop", "find_tracks", "read_pictures"]
 
 _FEW_FRAMES: Final = 4
 
@@ -127,16 +127,36 @@ def crop_file(path: Path, kind: str, settings: CropSettings) -> Harvest:
     Raises:
         ConfigError: a detector cannot be loaded.
     """
-    cutter = FaceCutter.of(settings)
+    FaceCutter.of(settings)
     if not path.exists():
         return Harvest(error="there is no such file", is_missing=True)
     if not path.is_file():
         return Harvest(error="is no regular file")
-    frames: list[int] = []
     try:
-        tracks, num_frames = find_tracks(_images(path, kind, settings, frames), cutter)
+        return crop_pictures(read_pictures(path, kind, settings.frames, settings.max_megapixels), settings)
     except DataError as error:
         return Harvest(error=str(error))
+
+
+def crop_pictures(pictures: Iterable[tuple[int, NDArray[np.uint8]]], settings: CropSettings) -> Harvest:
+    """Cut the faces out of the pictures of one file.
+
+    Args:
+        pictures: position of each frame, and its pixels [H, W, 3], RGB.
+        settings: how; `frames` and `max_megapixels` are left to whoever reads the pictures.
+
+    Raises:
+        ConfigError: a detector cannot be loaded.
+        DataError: a picture cannot be had; the text is the reason alone.
+    """
+    frames: list[int] = []
+
+    def images() -> Iterator[NDArray[np.uint8]]:
+        for index, image in pictures:
+            frames.append(index)
+            yield image
+
+    tracks, num_frames = find_tracks(images(), FaceCutter.of(settings))
     crops = [
         Crop(
             frame=frames[sighting.position],
@@ -144,7 +164,7 @@ def crop_file(path: Path, kind: str, settings: CropSettings) -> Harvest:
             box=sighting.face.box,
             score=sighting.face.score,
             detector=sighting.face.detector,
-            data=_encode(sighting.crop, settings),
+            data=encode_crop(sighting.crop, settings),
         )
         for number, track in enumerate(tracks)
         for sighting in track.sightings
@@ -153,13 +173,27 @@ def crop_file(path: Path, kind: str, settings: CropSettings) -> Harvest:
     return Harvest(num_frames, len({crop.frame for crop in crops}), crops)
 
 
-def _images(path: Path, kind: str, settings: CropSettings, frames: list[int]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the pictures of a file, noting the position of each in `frames`."""
+def read_pictures(
+    path: Path, kind: str, num_frames: int, max_megapixels: float
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Read what there is to see in a file: an image as frame 0, of a video frames that are evenly spread.
+
+    Args:
+        path: the file.
+        kind: video or image.
+        num_frames: of a video, at most.
+        max_megapixels: larger ones are refused.
+
+    Yields:
+        The frame's position and its pixels [H, W, 3], RGB.
+
+    Raises:
+        DataError: the file cannot be used; the text is the reason alone.
+    """
     if kind == "video":
         try:
-            for frame in read_frames(path, settings.frames, max_megapixels=settings.max_megapixels):
-                frames.append(frame.index)
-                yield frame.image
+            for frame in read_frames(path, num_frames, max_megapixels=max_megapixels):
+                yield frame.index, frame.image
         except (DataError, GeneratorExit):
             raise
         except Exception as error:  # decoders raise anything on damaged files; one file must not end the work
@@ -169,12 +203,11 @@ def _images(path: Path, kind: str, settings: CropSettings, frames: list[int]) ->
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})") from None
-    frames.append(0)
-    yield decode_image(data, settings.max_megapixels)
+    yield 0, decode_image(data, max_megapixels)
 
 
-def _encode(image: NDArray[np.uint8], settings: CropSettings) -> bytes:
-    """Encode a crop; JPEG without chroma subsampling, so that one generation of it costs little."""
+def encode_crop(image: NDArray[np.uint8], settings: CropSettings) -> bytes:
+    """Encode a crop as the settings say; JPEG without chroma subsampling, so that one generation of it costs little."""
     if settings.format == "jpg":
         return bytes(simplejpeg.encode_jpeg(image, quality=settings.quality, colorsubsampling="444"))
     buffer = io.BytesIO()

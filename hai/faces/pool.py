@@ -10,22 +10,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from hai.faces.crops import Harvest, crop_file
 from hai.faces.settings import CropSettings
 
-__all__ = ["CRASHED", "Cropper", "Job", "crop_in_processes", "num_cores"]
+__all__ = ["CRASHED", "Cropper", "Job", "crop_in_processes", "num_cores", "work_in_processes"]
+
+JobT = TypeVar("JobT", bound=tuple[Any, ...])
+ResultT = TypeVar("ResultT")
 
 CRASHED: Final = "its decoder crashes, or needs more memory than there is"
 """Error of a file that ends the process which reads it."""
 
 _AHEAD: Final = 2
 """Files waiting for each process; few, since results wait in memory."""
-_LOOK_SECONDS: Final = 1.0
+_LOOK_SECONDS: Final = 0.2
 
 
 class Job(NamedTuple):
@@ -51,31 +55,70 @@ def crop_in_processes(
 ) -> Iterator[tuple[Job, Harvest]]:
     """Cut out the faces of many files in processes of this machine; results come in any order.
 
-    Where a process dies, the files it may have died of are tried again one by one; the one that does it again is
-    reported as unusable. When stopped, files in work are finished, others left.
+    The file that ends a process is reported as unusable. When stopped, files in work are finished, others left.
     """
-    todo, suspects = deque(jobs), deque[Job]()
-    while (todo or suspects) and not stop():
-        source, limit = (suspects, 1) if suspects else (todo, num_workers)
-        waiting: dict[Future[Harvest], Job] = {}
+    done = work_in_processes(jobs, _crop, settings, crashed=Harvest(error=CRASHED), stop=stop, num_workers=num_workers)
+    yield from done
+
+
+def _crop(settings: CropSettings, job: Job) -> Harvest:
+    return crop_file(job.path, job.kind, settings)
+
+
+def work_in_processes(
+    jobs: Iterable[JobT],
+    work: Callable[[Any, JobT], ResultT],
+    about: Any,
+    *,
+    crashed: ResultT,
+    stop: Callable[[], bool],
+    num_workers: int,
+    finish: bool = True,
+) -> Iterator[tuple[JobT, ResultT]]:
+    """Do many jobs in processes of this machine; results come in any order.
+
+    Where a process dies, the jobs it may have died of are tried again one by one; the one that does it again has the
+    result `crashed`.
+
+    Args:
+        jobs: pulled as there is room for them, few ahead.
+        work: takes `about` and a job; a function of a module.
+        about: what all jobs have in common.
+        crashed: stands for the result of a job that ends its process.
+        stop: asked several times a second; no job is begun after it has said yes.
+        num_workers: processes.
+        finish: when stopped, jobs in work are finished; else they are dropped and their processes ended.
+    """
+    todo, suspects, held = iter(jobs), deque[JobT](), deque[JobT]()
+    going_on = True
+    while going_on and not stop():
+        source, limit = (suspects, 1) if suspects else (held, num_workers)
+        waiting: dict[Future[ResultT], JobT] = {}
         begun, going = multiprocessing.Pipe(duplex=False)
         pool = _started(limit, begun)
         try:
-            while (source or waiting) and not stop():
-                while source and len(waiting) < (limit if limit == 1 else _AHEAD * limit):
-                    job = source[0]  # stays there if the pool is broken already
-                    waiting[pool.submit(crop_file, job.path, job.kind, settings)] = job
+            while not stop():
+                while len(waiting) < (limit if limit == 1 else _AHEAD * limit):
+                    if not source and source is held:
+                        held.extend(islice(todo, 1))
+                    if not source:
+                        break
+                    waiting[pool.submit(work, about, source[0])] = source[0]  # it stays there if the pool is broken
                     source.popleft()
+                if not waiting:
+                    going_on = source is suspects
+                    break
                 for future in wait(waiting, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED).done:
                     yield waiting[future], future.result()
                     del waiting[future]
-            pool.shutdown(wait=True, cancel_futures=True)
-            for future, job in waiting.items():
-                if not future.cancelled():
-                    yield job, future.result()
+            if finish:
+                pool.shutdown(wait=True, cancel_futures=True)
+                for future, job in waiting.items():
+                    if not future.cancelled():
+                        yield job, future.result()
         except BrokenProcessPool:
             if source is suspects and waiting:
-                yield next(iter(waiting.values())), Harvest(error=CRASHED)
+                yield next(iter(waiting.values())), crashed
             else:
                 suspects.extend(waiting.values())
         finally:

@@ -46,6 +46,7 @@ def run_worker(
         local_world_size=local_world_size,
         resume=plan.resume,
         micro_batch_limit=micro_batch_limit,
+        until_epoch=plan.until_epoch,
         wait_for_upload=plan.wait_for_upload,
         provenance=plan.provenance,
         request=request,

@@ -69,6 +69,7 @@ class Datasets:
         identity: hash over content, labels, groups and splits, which a resume compares.
         table: counts for people, one record per row.
         notes: lines worth telling: warnings, unreadable files.
+        crop_settings: how the images were cut out of others; kept with checkpoints, followed by prediction.
     """
 
     splits: Mapping[str, Dataset]
@@ -76,6 +77,7 @@ class Datasets:
     table: list[Record]
     notes: tuple[str, ...] = ()
     details: Any = None
+    crop_settings: Record | None = None
 
 
 class Task(Protocol):

@@ -47,7 +47,7 @@ class DetectorTask:
         counts = np.bincount(splits["train"].labels, minlength=len(LABELS))
         self._loss = DetectorLoss(self._config.loss, [int(count) for count in counts])
         notes = (*manifest.warnings, *(f"{problem.path}: {problem.reason}" for problem in manifest.problems))
-        return Datasets(splits, manifest.identity, manifest.table(), notes, manifest)
+        return Datasets(splits, manifest.identity, manifest.table(), notes, manifest, manifest.crop_settings)
 
     def prepare(self, workers: Workers, *, say: Say, asked: Callable[[], int]) -> bool:
         """Do nothing: images are read as they are."""

@@ -50,6 +50,15 @@ def test_plain_lines_without_a_total_or_speed(monkeypatch, capsys):
     ]
 
 
+def test_slow_work_has_a_speed(monkeypatch, capsys):
+    clock = iter([0.0, 20.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress_bar("scoring", "files") as show:
+        show(0, 30)
+        show(3, 30)
+    assert capsys.readouterr().err == "scoring: 3/30 files, 0.15/s, ETA 3:00\n"
+
+
 def test_a_bar_on_a_terminal_does_not_count_what_was_there(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

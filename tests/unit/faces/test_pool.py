@@ -20,12 +20,12 @@ class Pool:
     def __init__(self, breaks):
         self.left = breaks
 
-    def submit(self, _, path, *rest):
+    def submit(self, _, about, job):
         self.left -= 1
         if self.left < 0:
             raise BrokenProcessPool("a process ended while nobody looked")
         future = Future()
-        if path.name == "3.mp4":
+        if job.name == "3.mp4":
             future.set_exception(BrokenProcessPool("a process ended"))
         else:
             future.set_result(Harvest(num_frames=1))

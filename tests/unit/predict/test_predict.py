@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from trained_run import image_bytes, save_image, save_run
+from videos import numbered, save_video
 
 from hai.errors import CheckpointError, ConfigError, DataError
+from hai.faces.crops import crop_file
+from hai.faces.settings import PREPROCESS, CropSettings
 from hai.predict import find_files, run_prediction
 
 
@@ -88,7 +91,7 @@ def test_unusable_files_are_listed_and_change_no_other_score(run: Path, folder: 
     errors = {name: row["error"] for name, row in after.items() if row["error"]}
     assert set(errors) == {"a.jpg", "clip.MP4", "frame5.png"}
     assert errors["a.jpg"] == "the file is empty"
-    assert errors["clip.MP4"].startswith("video needs")
+    assert errors["clip.MP4"].startswith("cannot be opened as a video")
     for name, row in after.items():
         if row["error"]:
             assert (row["probability_fake"], row["prediction"], row["num_frames"]) == ("", "", "0")
@@ -185,12 +188,16 @@ def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> Non
             [str(tmp_path / "absent"), str(tmp_path / "gone")],
             str(tmp_path),
             format="dacon",
-            faces="always",
+            faces="some",
+            aggregate="sum",
+            sample=str(tmp_path / "sample.csv"),
+            tta="flip",
             time_limit="soon",
         )
     lines = str(caught.value).split("\n")
-    starts = ["--faces = always", "--checkpoint is given 2 times", f"--input = {tmp_path / 'absent'}; no such"]
-    starts += [f"--input = {tmp_path / 'gone'}; no such", "--time-limit = soon", f"--output = {tmp_path}; is a folder"]
+    starts = ["--faces = some", "--aggregate = sum", "--checkpoint is given 2 times", "--tta = flip; --format dacon"]
+    starts += [f"--input = {tmp_path / 'absent'}; no such", f"--input = {tmp_path / 'gone'}; no such"]
+    starts += ["--sample = ", "--time-limit = soon", f"--output = {tmp_path}; is a folder"]
     assert len(lines) == len(starts)
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start), line
@@ -258,3 +265,90 @@ def test_crop_and_wide_images(tmp_path: Path) -> None:
     save_image(tmp_path / "in" / "dot.png", 1, size=(1, 1))
     rows = predict(run, tmp_path / "in", tmp_path)
     assert [row["prediction"] in ("real", "fake") for row in rows] == [True, True]
+
+
+def test_a_sample_gives_names_and_order(run: Path, folder: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    sample = tmp_path / "sample.csv"
+    sample.write_bytes("\ufefffilename,prob\nframe9.png,0\nframe2.png,0\nabsent.mp4,0\nTEST/frame11.png,0\n".encode())
+    full = {row["filename"]: row["probability_fake"] for row in predict(run, folder, tmp_path)}
+    output = tmp_path / "out.csv"
+    assert run_prediction([str(run)], [str(folder)], str(output), format="dacon", sample=str(sample)) == 0
+    rows = table(output, "utf-8-sig")
+    assert [row["filename"] for row in rows] == ["frame9.png", "frame2.png", "absent.mp4", "TEST/frame11.png"]
+    found = [row["prob"] for row in rows]
+    assert [float(prob) for prob in found] == pytest.approx(
+        [float(full["frame9.png"]), float(full["frame2.png"]), 0.5, float(full["frame11.png"])], abs=1e-5
+    )
+    said = capsys.readouterr().err
+    assert "37 files of the input are not in" in said
+    assert "unusable: absent.mp4: is in the sample and not in the input" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("name,prob\na,0\n", "no column filename; columns are name, prob"),
+        ("filename\n", "it has no rows"),
+        ("filename\na.png\na.png\n", "'a.png' occurs twice"),
+        ("filename\nx.png\n", "names none of the files"),
+        ("filename\nsame.png\n", "same.png could be a/same.png or b/same.png"),
+    ],
+)
+def test_samples_that_cannot_be_used(run: Path, tmp_path: Path, text: str, reason: str) -> None:
+    for name in ("a/same.png", "b/same.png", "a.png"):
+        save_image(tmp_path / "in" / name, 1)
+    (tmp_path / "sample.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=reason):
+        predict(run, tmp_path / "in", tmp_path, sample=str(tmp_path / "sample.csv"))
+
+
+def test_faces_are_cut_as_in_training(raw: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    settings = CropSettings(frames=4, image_size=96)
+    trained = save_run(tmp_path / "runs", "cut", crop_settings=settings, temperature=0.25)
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("real/person1.mp4", "fake/FaceSwap/nobody.mp4", "real/broken.mp4"):
+        shutil.copyfile(raw / name, source / Path(name).name)
+    rows = {row["filename"]: row for row in predict(trained, source, tmp_path, frames=4)}
+    counts = {name: (row["num_frames"], row["num_faces"]) for name, row in rows.items()}
+    assert counts == {"broken.mp4": ("0", "0"), "nobody.mp4": ("4", "0"), "person1.mp4": ("4", "4")}
+    assert "no face in 1 files (nobody.mp4); the middle square" in capsys.readouterr().err
+
+    crops = tmp_path / "crops" / "train" / "real"
+    crops.mkdir(parents=True)
+    (tmp_path / "crops" / PREPROCESS).write_text("{}", encoding="utf-8")
+    for crop in crop_file(source / "person1.mp4", "video", settings).crops:
+        (crops / f"{crop.frame}.jpg").write_bytes(crop.data)
+    ready = predict(trained, tmp_path / "crops", tmp_path)
+    assert [row["num_faces"] for row in ready] == ["0"] * 4
+    logits = [np.log(p / (1 - p)) for p in (float(row["probability_fake"]) for row in ready)]
+    mean = 1 / (1 + np.exp(-np.mean(logits)))
+    assert float(rows["person1.mp4"]["probability_fake"]) == pytest.approx(mean, abs=1e-5)
+
+    never = {row["filename"]: row for row in predict(trained, source, tmp_path, frames=4, faces="never")}
+    assert never["person1.mp4"]["num_faces"] == "0"
+    assert never["person1.mp4"]["probability_fake"] != rows["person1.mp4"]["probability_fake"]
+    always = predict(save_run(tmp_path / "runs", "plain"), source / "person1.mp4", tmp_path, frames=4, faces="always")
+    assert always[0]["num_faces"] == "4"
+
+
+def test_a_detector_that_is_not_here_is_said_at_once(run: Path, folder: Path, tmp_path: Path) -> None:
+    settings = CropSettings(detector="mediapipe", detector_model=str(tmp_path / "gone.tflite"))
+    trained = save_run(tmp_path / "runs", crop_settings=settings)
+    with pytest.raises(ConfigError, match=r"mediapipe.*--faces never"):
+        predict(trained, folder, tmp_path)
+    assert len(predict(trained, folder, tmp_path, faces="never")) == 40
+
+
+@pytest.mark.slow
+def test_the_time_limit_is_kept_by_looking_at_fewer_frames(run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    import time
+
+    for key in range(40):
+        save_video(tmp_path / "in" / f"{key}.mp4", numbered(60, 240, 320)[key % 5 :])
+    began = time.monotonic()
+    rows = predict(run, tmp_path / "in", tmp_path, frames=50, time_limit="40s")
+    assert time.monotonic() - began < 40
+    assert len(rows) == 40
+    assert all(row["error"] in ("", "not reached within --time-limit = 40s") for row in rows)
+    assert "50" in {row["num_frames"] for row in rows}

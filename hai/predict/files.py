@@ -1,0 +1,203 @@
+"""The files of a prediction: found in folders and archives, named, put in the order of a contest's sample."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hai.data.archives import is_archive, unpack
+from hai.data.folders import VIDEO_SUFFIXES
+from hai.data.images import IMAGE_SUFFIXES
+from hai.errors import DataError
+from hai.faces.settings import PREPROCESS
+from hai.paths import cache_folder
+
+__all__ = ["Row", "Source", "check_output", "find_files", "find_rows", "is_ready_crop", "is_video"]
+
+Source = Path | bytes | NDArray[np.uint8]
+"""An image or video file, the content of an image file, or pixels [H, W, 3], RGB."""
+
+_NOT_THERE = "is in the sample and not in the input"
+
+
+@dataclass
+class Row:
+    """A file that the table has a row for.
+
+    Args:
+        name: relative to its --input, or as the sample writes it.
+        source: the file, its content, or pixels [H, W, 3], RGB; None: nowhere.
+        is_ready: the file is a face crop that `hai preprocess` made.
+        logits: of fake against real, one of each model.
+        num_frames: pictures that were scored.
+        num_faces: of them cut out around a face.
+        error: why there is no score.
+    """
+
+    name: str
+    source: Source | None
+    is_ready: bool = False
+    logits: list[float] = field(default_factory=list)
+    num_frames: int = 0
+    num_faces: int = 0
+    error: str = ""
+    probability: float = 0.5
+
+
+def is_video(source: Source | None) -> bool:
+    """Tell by its name whether a file is a video."""
+    return isinstance(source, Path) and source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def check_output(target: Path) -> list[str]:
+    """Make the folder of an output file; return what is wrong with it, a line each."""
+    if target.is_dir():
+        return [f"--output = {target}; is a folder; name a file such as {target / 'predictions.csv'}"]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".hai-"):
+            return []
+    except OSError as error:
+        return [f"--output = {target}; the folder cannot be written ({error.strerror}); choose another"]
+
+
+def find_rows(inputs: Sequence[str], stack: ExitStack, *, sample: str | None, unique: bool) -> list[Row]:
+    """Find the files of all inputs, in the order that the table will have.
+
+    Args:
+        inputs: image and video files, folders (searched deeply) and archives.
+        stack: removes what is unpacked.
+        sample: a CSV whose rows say which files are wanted, in which order and under which names.
+        unique: no name may occur twice.
+
+    Raises:
+        DataError: there is nothing, a name occurs twice, or the sample cannot be used.
+    """
+    rows = [Row(found, path, is_ready_crop(path)) for name in inputs for found, path in find_files(name, stack)]
+    if not rows:
+        raise DataError(f"--input = {', '.join(inputs)}; no image or video in it; a folder is searched deeply")
+    if sample is None:
+        _check_names([row.name for row in rows], unique)
+        return rows
+    return _as_in(Path(sample), rows)
+
+
+def _check_names(names: Sequence[str], unique: bool) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if not twice:
+        return
+    what = "name that occurs" if len(twice) == 1 else f"{len(twice)} names that occur"
+    line = f"--input: {what} in more than one input: {', '.join(twice[:3])}{', ...' if len(twice) > 3 else ''}"
+    if unique:
+        raise DataError(f"{line}; a contest's table needs one row per name; give one folder that holds all files")
+    print(f"note: {line}", file=sys.stderr)
+
+
+def find_files(name: str, stack: ExitStack) -> Iterator[tuple[str, Path]]:
+    """Find the images and videos of one --input, in natural order (2 before 10).
+
+    Args:
+        name: an image or video file, whatever its ending; a folder; or an archive, which is unpacked.
+        stack: removes what was unpacked.
+
+    Yields:
+        The name relative to the input, and where the file lies.
+    """
+    path = Path(name)
+    if path.is_dir():
+        yield from _in_folder(path)
+    elif is_archive(path):
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        room = stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-", dir=cache_folder()))
+        yield from _in_folder(unpack(path, Path(room) / "files"))
+    else:
+        yield path.name, path
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
+    names = []
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        names += [
+            (Path(parent) / name).relative_to(folder).as_posix()
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        ]
+    for name in sorted(names, key=_natural_key):
+        yield name, folder / name
+
+
+def _natural_key(name: str) -> tuple[Any, ...]:
+    pieces = [re.split(r"(\d+)", part.casefold()) for part in name.split("/")]
+    return tuple(
+        tuple((int(piece), "") if piece.isdecimal() else (-1, piece) for piece in part) for part in pieces
+    ), name
+
+
+def is_ready_crop(path: Path) -> bool:
+    """Tell whether `hai preprocess` wrote the file: its preprocess.json lies beside train/ and val/."""
+    return _is_made_of_crops(Path(os.path.abspath(path.parent)))
+
+
+@lru_cache(maxsize=4096)
+def _is_made_of_crops(folder: Path) -> bool:
+    return any((parent / PREPROCESS).is_file() for parent in (folder, *folder.parents[:2]))
+
+
+def _as_in(sample: Path, rows: Sequence[Row]) -> list[Row]:
+    """Return a row for each line of the sample; a name without folders finds its file in any folder.
+
+    Raises:
+        DataError: the sample cannot be read, has no file names or names two files alike.
+    """
+    names = _names_in(sample)
+    by_name = {row.name: row for row in rows}
+    by_base: dict[str, list[Row]] = {}
+    for row in rows:
+        by_base.setdefault(row.name.rpartition("/")[2], []).append(row)
+    wanted, unclear = [], []
+    for name in names:
+        found = [by_name[name]] if name in by_name else by_base.get(name.rpartition("/")[2], [])
+        if len(found) > 1:
+            unclear.append(f"{name} could be {' or '.join(row.name for row in found[:3])}")
+        wanted.append(Row(name, found[0].source, found[0].is_ready) if found else Row(name, None, error=_NOT_THERE))
+    if unclear:
+        raise DataError("\n".join(f"--sample = {sample}: {line}; give the folder that is meant" for line in unclear))
+    used = {row.source for row in wanted}
+    left = sum(row.source not in used for row in rows)
+    if left == len(rows):
+        raise DataError(f"--sample = {sample}: names none of the files in --input, first {names[0]!r}")
+    if left:
+        print(f"note: {left} files of the input are not in {sample} and are left out", file=sys.stderr)
+    return wanted
+
+
+def _names_in(sample: Path) -> list[str]:
+    try:
+        with open(sample, encoding="utf-8-sig", newline="") as file:
+            table = csv.reader(file)
+            header = [column.strip() for column in next(table, [])]
+            if "filename" not in header:
+                raise DataError(f"--sample = {sample}: no column filename; columns are {', '.join(header) or 'none'}")
+            place = header.index("filename")
+            names = [line[place].strip() for line in table if len(line) > place and line[place].strip()]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"--sample = {sample}: cannot be read as a CSV in UTF-8 ({error})") from None
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice or not names:
+        reason = f"{twice[0]!r} occurs twice" if twice else "it has no rows"
+        raise DataError(f"--sample = {sample}: {reason}; one row per file is needed")
+    return names

@@ -1,0 +1,108 @@
+"""The model on every device of this machine, each with a thread of its own that scores batches."""
+
+from __future__ import annotations
+
+import copy
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hai.memory import free_memory, is_out_of_memory
+from hai.trained import best_device
+
+if TYPE_CHECKING:
+    from hai.trained import Trained
+
+__all__ = ["Lanes", "Scored", "all_devices"]
+
+_BATCH_SIZE = {"cuda": 64}
+_SMALL_BATCH = 16
+
+
+class Scored(NamedTuple):
+    """Logits of fake against real, [M, B] for M models, and the seconds that they took."""
+
+    logits: NDArray[np.float64]
+    seconds: float
+
+
+def all_devices() -> list[torch.device]:
+    """Return every GPU, or else the one device to compute on."""
+    best = best_device()
+    if best.type != "cuda":
+        return [best]
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+
+
+class Lanes:
+    """One lane for each device.
+
+    Args:
+        models: on any device, all with the same input; copies go to the other devices.
+        devices: where to compute.
+        flip: average with the mirrored picture.
+    """
+
+    def __init__(self, models: Sequence[Trained], devices: Sequence[torch.device], *, flip: bool = False) -> None:
+        self.num_lanes = len(devices)
+        self.batch_size = _BATCH_SIZE.get(devices[0].type, _SMALL_BATCH)
+        self._flip = flip
+        self._copies: queue.SimpleQueue[list[Trained]] = queue.SimpleQueue()
+        for device in devices:
+            self._copies.put([_on(device, model) for model in models])
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(
+            len(devices), "hai-lane", initializer=self._begin, initargs=(torch.get_num_threads(),)
+        )
+
+    def __enter__(self) -> Lanes:
+        """Be there until the lanes are closed."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop what waits, and end the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, pixels: NDArray[np.uint8]) -> Future[Scored]:
+        """Score pictures [B, S, S, 3] on the next free device."""
+        return self._pool.submit(self._score, pixels)
+
+    def _begin(self, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self._own.models = self._copies.get()
+
+    def _score(self, pixels: NDArray[np.uint8]) -> Scored:
+        began = time.perf_counter()
+        models: list[Trained] = self._own.models
+        image = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        if models[0].device.type == "cuda":
+            image = image.pin_memory()
+        image = image.to(models[0].device, non_blocking=True)
+        logits = np.stack([self._logits(model, image) for model in models])
+        return Scored(logits, time.perf_counter() - began)
+
+    def _logits(self, model: Trained, image: torch.Tensor) -> NDArray[np.float64]:
+        """Score a batch, in halves where memory runs out."""
+        try:
+            return model.logits(image, flip=self._flip)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(image) == 1:
+                raise
+        free_memory(model.device)
+        return np.concatenate([self._logits(model, half) for half in image.tensor_split(2)])
+
+
+def _on(device: torch.device, model: Trained) -> Trained:
+    same = model.device.type == device.type and (model.device.index or 0) == (device.index or 0)
+    return model if same else replace(model, model=copy.deepcopy(model.model).to(device), device=device)

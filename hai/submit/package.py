@@ -1,0 +1,175 @@
+"""The folder that a contest is handed: weights, code, settings, and what starts them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from jinja2 import Environment, PackageLoader
+
+import hai
+from hai.checkpoint.find import load_reference
+from hai.checkpoint.format import MANIFEST, META, MODEL
+from hai.config.load import config_from_yaml_text
+from hai.errors import CheckpointError, ConfigError
+from hai.faces.settings import CropSettings
+from hai.submit.environment import packages_for, requirement_lines, training_packages
+
+__all__ = ["NOTEBOOK", "SETTINGS", "Package", "build_package"]
+
+SETTINGS: Final = "config/inference.yaml"
+NOTEBOOK: Final = "task.ipynb"
+_TIME_LIMITS: Final = {"dacon": "55m", "aifactory": "170m"}
+"""Of the contests' 60 minutes and 3 hours; the rest is for reading the weights and for slower disks."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that was written.
+
+    Args:
+        folder: where it lies.
+        format: dacon or aifactory.
+        settings: how it scores: frames, faces, aggregate, time_limit.
+        num_parameters: of the network.
+        weight_files: relative to the folder.
+    """
+
+    folder: Path
+    format: str
+    settings: dict[str, Any]
+    num_parameters: int
+    weight_files: list[str]
+
+
+def build_package(reference: str, folder: Path, format: str, *, frames: int, faces: str, aggregate: str) -> Package:
+    """Write a package into a new folder.
+
+    Args:
+        reference: REF of a detector.
+        folder: an empty folder.
+        format: dacon or aifactory.
+        frames: of each video.
+        faces: auto, always or never.
+        aggregate: of the logits of a video's frames.
+
+    Raises:
+        HaiError: there is no whole checkpoint, or it needs what cannot be packed.
+    """
+    checkpoint, config_file, _ = load_reference(reference, report=lambda line: print(line, file=sys.stderr))
+    if config_file is None:
+        raise CheckpointError(f"checkpoint: {reference}: has no run.yaml, which says how to build the model")
+    text = config_file.read_text(encoding="utf-8")
+    config = config_from_yaml_text(text, str(config_file))
+    cut = _cut(checkpoint.meta, faces)
+    _check(reference, config.task, config.model.trust_remote_code, cut)
+    settings = {"frames": frames, "faces": faces, "aggregate": aggregate, "time_limit": _TIME_LIMITS[format]}
+
+    for name in ("model", "config", "env", "src"):
+        (folder / name).mkdir(parents=True)
+    for name in (MODEL, META, MANIFEST):
+        shutil.copyfile(checkpoint.path / name, folder / "model" / name)
+    for name in ("model/run.yaml", "config/train.yaml"):
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    _copy_code(folder / "src", cut)
+    packages = packages_for(config.model)
+    exact = format == "dacon"  # its image is built; notebooks run where torch is installed already
+    num_parameters = sum(tensor.numel() for tensor in checkpoint.model.values())
+    _save(folder / "env/requirements.txt", requirement_lines(packages, exact=exact))
+    _save(folder / "env/requirements-train.txt", requirement_lines(training_packages(), exact=exact))
+    facts = {
+        "format": format,
+        "settings": settings,
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "hai": hai.__version__,
+        "model": config.model.name,
+        "image_size": config.data.image_size,
+        "step": checkpoint.step,
+        "sha256": checkpoint.sha256,
+        "fitted": {"threshold": 0.5, "temperature": 1.0, **checkpoint.meta.get("fitted", {})},
+        "cut": cut,
+        "as_trained": checkpoint.meta.get("crop_settings") is not None,
+        "num_parameters": num_parameters,
+    }
+    pages = Environment(
+        loader=PackageLoader("hai", "submit/templates"), autoescape=False, keep_trailing_newline=True, trim_blocks=True
+    )  # Python and Markdown, no HTML
+    for name in ("README.md", "inference.py", "train.py", "env/Dockerfile"):
+        _save(folder / name, pages.get_template(f"{Path(name).name}.jinja").render(facts))
+    if format == "aifactory":
+        _save(folder / NOTEBOOK, _notebook(pages, facts))
+    return Package(folder, format, settings, num_parameters, [f"model/{MODEL}"])
+
+
+def _cut(meta: dict[str, Any], faces: str) -> CropSettings | None:
+    """Say how the package will cut faces out."""
+    record = meta.get("crop_settings")
+    if faces == "never" or (record is None and faces == "auto"):
+        return None
+    return CropSettings(**record) if record is not None else CropSettings()
+
+
+def _check(reference: str, task: str, remote_code: bool, cut: CropSettings | None) -> None:
+    wrong = []
+    if task != "detector":
+        wrong.append(f"--checkpoint = {reference}; is a {task}; contests take detectors")
+    if remote_code:
+        wrong.append("model.trust_remote_code = true; the code would have to be fetched, and packages run offline")
+    others = sorted({cut.detector, cut.fallback_detector or "mtcnn"} - {"mtcnn"}) if cut is not None else []
+    if others:
+        wrong.append(
+            f"detector = {', '.join(others)}; its weights come from the network, and packages run offline; preprocess "
+            "with mtcnn, or give --faces never for ready crops"
+        )
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _copy_code(folder: Path, cut: CropSettings | None) -> None:
+    """Copy this package, and the weights of the face detector if it is needed."""
+    shutil.copytree(
+        Path(hai.__file__).parent, folder / "hai", ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    )
+    if cut is None:
+        return
+    from hai.faces.mtcnn import load_weights
+
+    load_weights()  # they are there, and the known ones
+    for file in importlib.metadata.files("facenet-pytorch") or []:
+        is_weights = file.suffix == ".pt" and file.stem in ("pnet", "rnet", "onet")
+        if is_weights or file.name.startswith("LICENSE"):
+            target = folder / "facenet_pytorch" / ("data" if is_weights else "") / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(os.fspath(file.locate()), target)
+
+
+def _notebook(pages: Environment, facts: dict[str, Any]) -> str:
+    """Write the notebook; cells are divided by lines `# %%` in its template, those of text begin with `# %% md`."""
+    cells = []
+    parts = pages.get_template("task.ipynb.jinja").render(facts).split("# %%")[1:]
+    for number, part in enumerate(parts):
+        kind, _, body = part.partition("\n")
+        cell: dict[str, Any] = {
+            "id": f"cell-{number}",
+            "metadata": {},
+            "source": body.strip().splitlines(keepends=True),
+        }
+        if kind.strip() == "md":
+            cells.append({"cell_type": "markdown", **cell})
+        else:
+            cells.append({"cell_type": "code", "execution_count": None, "outputs": [], **cell})
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    record = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+
+
+def _save(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

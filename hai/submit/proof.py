@@ -1,0 +1,183 @@
+"""The proof of a package: run in a fresh environment, with and without network, and compared with `hai predict`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from hai.errors import ConfigError
+from hai.submit.environment import bare_environment, build_environment
+from hai.submit.package import NOTEBOOK, Package
+
+__all__ = ["Proof", "draw_samples", "prove"]
+
+_ISOLATED: Final = ("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "cut")
+"""No network but the machine's own loopback, which notebooks talk over."""
+_NOTEBOOK_PACKAGES: Final = ("nbclient", "nbformat", "ipykernel")
+"""What a platform for notebooks has."""
+_RUN_NOTEBOOK: Final = (
+    "import nbformat, nbclient; "
+    "nb = nbformat.read({name!r}, as_version=4); "
+    "nbclient.NotebookClient(nb, timeout=3600, kernel_name='python3').execute()"
+)
+_MOST_SECONDS: Final = 3600
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the package did.
+
+    Args:
+        num_files: that it scored.
+        seconds: of its run with the network, start of Python included.
+        difference: largest one between its probabilities and those of `hai predict`.
+        difference_offline: the same without network; None: this machine cannot take the network away.
+        others: rows whose label or error differs.
+    """
+
+    num_files: int
+    seconds: float
+    difference: float
+    difference_offline: float | None
+    others: list[str]
+
+
+def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Proof:
+    """Run a package as its judges will.
+
+    Args:
+        package: what is tried.
+        inputs: files and folders to score, absolute.
+        expected: the table that `hai predict --format full` made of them.
+        room: an empty folder for the environment.
+
+    Raises:
+        ConfigError: the environment cannot be made, or the package fails in it.
+    """
+    more = _NOTEBOOK_PACKAGES if package.format == "aifactory" else ()
+    python = build_environment(room / "environment", package.folder / "env/requirements.txt", *more)
+    wanted = _rows(expected)
+    began = time.monotonic()
+    online = _scores(package, python, inputs, room / "online", [])
+    seconds = time.monotonic() - began
+    can_cut = _can_cut_network()
+    offline = _scores(package, python, inputs, room / "offline", list(_ISOLATED)) if can_cut else None
+    others = [
+        f"{name}: {found.get(name)}, hai predict says {row}"
+        for found in (online, offline or {})
+        for name, row in wanted.items()
+        if found and (name not in found or found[name][1:] != row[1:])
+    ]
+    if package.format == "aifactory":
+        others += _notebook_differs(package, python, inputs, wanted, room, list(_ISOLATED) if can_cut else [])
+    return Proof(
+        len(wanted),
+        seconds,
+        _difference(wanted, online),
+        None if offline is None else _difference(wanted, offline),
+        others,
+    )
+
+
+def _scores(
+    package: Package, python: Path, inputs: list[str], room: Path, before: list[str]
+) -> dict[str, tuple[str, str, str]]:
+    """Run inference.py from an empty folder, for a full table."""
+    room.mkdir()
+    output = room / "full.csv"
+    command = [*before, str(python), str(package.folder / "inference.py"), "--format", "full"]
+    _run([*command, "--output", str(output), "--input", *inputs], room)
+    return _rows(output)
+
+
+def _notebook_differs(
+    package: Package,
+    python: Path,
+    inputs: list[str],
+    wanted: dict[str, tuple[str, str, str]],
+    room: Path,
+    before: list[str],
+) -> list[str]:
+    """Execute the notebook in a copy of the package with the files in data/; returns labels that differ."""
+    copy = room / "notebook"
+    shutil.copytree(package.folder, copy)
+    (copy / "data").mkdir()
+    for place in map(Path, inputs):
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_file():
+                target = copy / "data" / (path.relative_to(place) if place.is_dir() else path.name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+    _run([*before, str(python), "-c", _RUN_NOTEBOOK.format(name=NOTEBOOK)], copy)
+    text = (copy / "submission.csv").read_text(encoding="utf-8")
+    labels = {row["filename"]: row["label"] for row in csv.DictReader(io.StringIO(text))}
+    return [
+        f"{NOTEBOOK}: {name}: label {labels.get(name)}, hai predict says {row[1]}"
+        for name, row in wanted.items()
+        if row[1] and labels.get(name) != str(int(row[1] == "fake"))
+    ]
+
+
+def _run(command: list[str], folder: Path) -> None:
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    done = subprocess.run(
+        command, cwd=folder, env=bare_environment(home), capture_output=True, text=True, check=False,
+        encoding="utf-8", errors="replace", timeout=_MOST_SECONDS,
+    )  # fmt: skip
+    if done.returncode:
+        words = "\n".join((done.stdout + done.stderr).strip().splitlines()[-30:])
+        raise ConfigError(f"submit: the package fails in its own environment, exit status {done.returncode}:\n{words}")
+
+
+def _can_cut_network() -> bool:
+    if not shutil.which("unshare"):
+        return False
+    return subprocess.run([*_ISOLATED, "true"], capture_output=True, check=False).returncode == 0
+
+
+def _rows(table: Path) -> dict[str, tuple[str, str, str]]:
+    """Read probability, prediction and error of each file."""
+    with open(table, encoding="utf-8", newline="") as file:
+        return {
+            row["filename"]: (row["probability_fake"], row["prediction"], row["error"]) for row in csv.DictReader(file)
+        }
+
+
+def _difference(wanted: dict[str, tuple[str, str, str]], found: dict[str, tuple[str, str, str]]) -> float:
+    pairs = [(row[0], found.get(name, ("", "", ""))[0]) for name, row in wanted.items()]
+    if any(bool(a) != bool(b) for a, b in pairs):
+        return math.inf
+    return max((abs(float(a) - float(b)) for a, b in pairs if a), default=0.0)
+
+
+def draw_samples(folder: Path) -> Path:
+    """Make files like a contest's, for who gives none: images of several kinds, a video, a file that is broken."""
+    import av
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    waves = np.linspace(0, 6, 320)[None, :, None] + np.linspace(0, 4, 240)[:, None, None] + np.arange(3)
+    picture = (127 + 90 * np.sin(waves) + rng.normal(0, 12, (240, 320, 3))).clip(0, 255).astype(np.uint8)
+    for number, name in enumerate(("a.jpg", "b.png", "c.jfif", "d.jpeg", "e.webp")):
+        kind = {"png": "PNG", "webp": "WEBP"}.get(name[2:], "JPEG")
+        Image.fromarray(np.roll(picture, 40 * number, axis=1)).save(folder / name, kind)
+    with av.open(str(folder / "f.mp4"), "w") as container:
+        stream: av.VideoStream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number in range(20):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, 8 * number, axis=1), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (folder / "g.mov").write_bytes(b"no video at all")
+    return folder

@@ -1,0 +1,164 @@
+"""The verb `submit`: a package written, proven, and held against the rules of its contest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from hai.console import print_table, shown_bytes
+from hai.errors import ConfigError
+from hai.paths import cache_folder
+from hai.predict.aggregate import AGGREGATES
+from hai.predict.table import COLUMNS
+from hai.submit.package import NOTEBOOK, Package, build_package
+from hai.submit.proof import Proof, draw_samples, prove
+
+__all__ = ["Rule", "check_rules", "run_submission"]
+
+_FORMATS: Final = ("dacon", "aifactory")
+_CLOSE: Final = 1e-5
+
+
+class Rule(NamedTuple):
+    """What a contest asks for, and whether the package has it; None: not shown here."""
+
+    name: str
+    holds: bool | None
+    what: str
+
+
+def run_submission(
+    checkpoint: str,
+    output: str,
+    *,
+    format: str,
+    inputs: Sequence[str] = (),
+    frames: int = 16,
+    faces: str = "auto",
+    aggregate: str = "mean",
+    proof: bool = True,
+) -> int:
+    """Write a package and prove that it runs by itself, offline, with the scores of `hai predict`.
+
+    Args:
+        checkpoint: REF of a detector.
+        output: a new folder, or a new .zip.
+        format: dacon or aifactory.
+        inputs: files to try it on; default: a few that are made.
+        frames: of each video.
+        faces: auto, always or never.
+        aggregate: of the logits of a video's frames.
+        proof: run it in a fresh environment.
+
+    Returns:
+        Exit status: 0, or 1 where a rule does not hold; the package is there all the same.
+
+    Raises:
+        HaiError: for wrong arguments or checkpoints, or a package that fails.
+    """
+    target = Path(os.path.abspath(output))
+    _check(target, format, inputs, frames, faces, aggregate)
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="submit-", dir=cache_folder()) as name:
+        room = Path(name)
+        folder = room / target.name.removesuffix(".zip")
+        folder.mkdir()
+        package = build_package(checkpoint, folder, format, frames=frames, faces=faces, aggregate=aggregate)
+        found = _prove(package, checkpoint, inputs, room) if proof else None
+        rules = check_rules(package, found)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.suffix == ".zip":
+            shutil.make_archive(str(target.with_suffix("")), "zip", folder)
+        else:
+            shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__"))
+    print_table(["rule", "holds", "what was found"], [[rule.name, _word(rule.holds), rule.what] for rule in rules])
+    print(f"wrote {target}")
+    return int(any(rule.holds is False for rule in rules))
+
+
+def _check(target: Path, format: str, inputs: Sequence[str], frames: int, faces: str, aggregate: str) -> None:
+    wrong = []
+    if format not in _FORMATS:
+        wrong.append(f"--format = {format}; must be one of {', '.join(_FORMATS)}")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        wrong.append(f"--output = {target}; is there already; name a new folder, or remove it")
+    elif target.exists():
+        target.rmdir()
+    if faces not in ("auto", "always", "never"):
+        wrong.append(f"--faces = {faces}; must be auto, always or never")
+    if aggregate not in AGGREGATES:
+        wrong.append(f"--aggregate = {aggregate}; must be one of {', '.join(AGGREGATES)}")
+    if frames < 1:
+        wrong.append(f"--frames = {frames}; must be at least 1")
+    wrong += [f"--input = {name}; no such file or folder" for name in inputs if not Path(name).exists()]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+
+
+def _prove(package: Package, checkpoint: str, inputs: Sequence[str], room: Path) -> Proof:
+    """Score the files as the user would, then as the judges will."""
+    from hai.predict.run import run_prediction
+
+    files = [os.path.abspath(name) for name in inputs] or [str(draw_samples(room / "samples"))]
+    expected = room / "expected.csv"
+    settings = {name: value for name, value in package.settings.items() if name != "time_limit"}
+    run_prediction([checkpoint], files, str(expected), format="full", **settings)
+    return prove(package, files, expected, room)
+
+
+def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
+    """Hold a package against what both contests ask for."""
+    files = [path for path in package.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    weights = [package.folder / name for name in package.weight_files]
+    size, of_weights = (shown_bytes(sum(path.stat().st_size for path in group)) for group in (files, weights))
+    one_model = len(list((package.folder / "model").glob("*.safetensors"))) == 1
+    rules = [
+        Rule(
+            "single model",
+            one_model,
+            f"{', '.join(package.weight_files)}, {package.num_parameters:,} parameters; no ensemble, no test-time "
+            "augmentation",
+        ),
+        Rule("frames as images", True, f"{package.settings['frames']} of each video, each scored on its own"),
+        Rule(
+            "size",
+            None,
+            f"{size} in {len(files)} files, weights {of_weights}; compare with the contest's page",
+        ),
+        Rule("columns", True, ",".join(COLUMNS[package.format]) + (", with BOM" if package.format == "dacon" else "")),
+        _time_rule(package, proof),
+    ]
+    if proof is None:
+        return [*rules, Rule("own environment", None, "not run (--no-proof)"), Rule("no network", None, "not run")]
+    offline = proof.difference_offline
+    rules += [
+        Rule("own environment", True, f"env/requirements.txt is enough, {proof.num_files} files"),
+        Rule(
+            "no network",
+            None if offline is None else True,
+            "this machine cannot take the network away (unshare)" if offline is None else "runs under unshare -rn",
+        ),
+        Rule(
+            "same scores as hai predict",
+            max(proof.difference, offline or 0.0) <= _CLOSE and not proof.others,
+            "; ".join(proof.others[:3]) or f"largest difference {max(proof.difference, offline or 0.0):.1g}",
+        ),
+    ]
+    if package.format == "aifactory":
+        rules.append(Rule("notebook", not proof.others, f"{NOTEBOOK} executed from top to bottom, data in ./data/"))
+    return rules
+
+
+def _time_rule(package: Package, proof: Proof | None) -> Rule:
+    limit = package.settings["time_limit"]
+    kept = f"inference stays within --time-limit {limit}, with fewer frames if it must"
+    measured = f"; {proof.num_files} files in {proof.seconds:.0f} s here, start included" if proof is not None else ""
+    return Rule("time", True, kept + measured)
+
+
+def _word(holds: bool | None) -> str:
+    return "not shown" if holds is None else "yes" if holds else "NO"

@@ -1,0 +1,176 @@
+"""The packages of contests: what is in them, what they refuse, what is said of them. Running them is a slow test."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from ranked_run import save_ranker
+from trained_run import save_run
+
+from hai.errors import ConfigError
+from hai.faces.settings import CropSettings
+from hai.score_scale import Scale
+from hai.submit.environment import bare_environment, packages_for, requirement_lines, training_packages
+from hai.submit.package import Package, build_package
+from hai.submit.proof import Proof, draw_samples
+from hai.submit.run import check_rules, run_submission
+from hai.trained import load_trained
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("runs"), threshold=0.505, temperature=0.25)
+
+
+def build(run: Path, folder: Path, format: str = "dacon", faces: str = "auto") -> Package:
+    folder.mkdir()
+    return build_package(str(run), folder, format, frames=5, faces=faces, aggregate="median")
+
+
+def test_a_package_holds_what_the_rules_ask_for(run: Path, tmp_path: Path) -> None:
+    package = build(run, tmp_path / "package")
+    top = sorted(path.name for path in package.folder.iterdir())
+    assert top == ["README.md", "config", "env", "inference.py", "model", "src", "train.py"]
+    assert sorted(path.name for path in (package.folder / "env").iterdir()) == [
+        "Dockerfile",
+        "requirements-train.txt",
+        "requirements.txt",
+    ]
+    assert sorted(path.name for path in (package.folder / "model").iterdir()) == [
+        "MANIFEST.json",
+        "model.safetensors",
+        "run.yaml",
+        "state.json",
+    ]
+    settings = yaml.safe_load((package.folder / "config/inference.yaml").read_text(encoding="utf-8"))
+    assert settings == {"frames": 5, "faces": "auto", "aggregate": "median", "time_limit": "55m"}
+    assert not list((package.folder / "src").rglob("__pycache__"))
+    assert not (package.folder / "src/facenet_pytorch").exists()
+    readme = (package.folder / "README.md").read_text(encoding="utf-8")
+    assert "temperature 0.25; the threshold is 0.505" in readme
+    assert "{{" not in readme + (package.folder / "env/Dockerfile").read_text(encoding="utf-8")
+
+
+def test_the_model_of_a_package_is_the_checkpoint(run: Path, tmp_path: Path) -> None:
+    import torch
+
+    package = build(run, tmp_path / "package")
+    packed, own = (load_trained(str(path), torch.device("cpu")) for path in (package.folder / "model", run))
+    assert packed.checkpoint.sha256 == own.checkpoint.sha256
+    assert (packed.threshold, packed.temperature) == (0.505, 0.25)
+    assert package.num_parameters == sum(tensor.numel() for tensor in own.model.state_dict().values())
+
+
+def test_python_files_of_a_package_compile_and_name_what_exists(run: Path, tmp_path: Path) -> None:
+    import ast
+
+    folder = build(run, tmp_path / "package", "aifactory").folder
+    for name in ("inference.py", "train.py"):
+        tree = ast.parse((folder / name).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hai"):
+                assert (folder / "src" / Path(*node.module.split("."))).with_suffix(".py").exists() or (
+                    folder / "src" / Path(*node.module.split(".")) / "__init__.py"
+                ).exists()
+
+
+def test_the_notebook_is_valid_and_empty(run: Path, tmp_path: Path) -> None:
+    folder = build(run, tmp_path / "package", "aifactory").folder
+    text = (folder / "task.ipynb").read_text(encoding="utf-8")
+    notebook = nbformat.reads(text, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code[0].source == "%pip install -q -r env/requirements.txt"
+    assert 'format="aifactory"' in code[2].source
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert json.loads(text)["cells"][0]["cell_type"] == "markdown"
+
+
+def test_the_face_detector_comes_along_with_its_licence(raw: Path, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "runs", crop_settings=CropSettings(margin=0.3))
+    source = build(run, tmp_path / "package").folder / "src/facenet_pytorch"
+    found = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    assert found == ["LICENSE.md", "data/onet.pt", "data/pnet.pt", "data/rnet.pt"]
+    assert "margin of 0.3, as for training" in (source.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert not (build(run, tmp_path / "never", faces="never").folder / "src/facenet_pytorch").exists()
+
+
+def test_what_cannot_run_offline_is_refused(tmp_path: Path) -> None:
+    run = save_run(tmp_path / "runs", crop_settings=CropSettings(detector="retinaface"))
+    with pytest.raises(ConfigError, match=r"detector = retinaface; its weights come from the network"):
+        build(run, tmp_path / "package")
+    ranker = save_ranker(tmp_path / "runs", "ranker", Scale())
+    with pytest.raises(ConfigError, match="is a ranker; contests take detectors"):
+        build(ranker, tmp_path / "other")
+
+
+def test_requirements_are_pinned_for_docker_and_open_for_notebooks() -> None:
+    from hai.config.schema import ModelConfig
+
+    names = packages_for(ModelConfig(name="compact"))
+    assert "timm" not in names
+    assert {"timm", "torchvision"} <= set(packages_for(ModelConfig(name="dual_branch")))
+    exact = requirement_lines(names, exact=True).splitlines()
+    assert all(re.fullmatch(r"[a-z-]+==[\w.]+", line) for line in exact)
+    least = requirement_lines(names, exact=False).splitlines()
+    assert "torch>=2.10" in least
+    assert len(least) == len(exact)
+    assert "ray[train,tune]" in training_packages()
+    with pytest.raises(ConfigError, match="no-such-package is not installed here"):
+        requirement_lines(["no-such-package"], exact=True)
+
+
+def test_nothing_of_the_user_reaches_the_proof(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    monkeypatch.setenv("KAGGLE_KEY", "secret")
+    assert set(bare_environment(tmp_path)) & {"PYTHONPATH", "KAGGLE_KEY"} == set()
+    assert bare_environment(tmp_path)["HOME"] == str(tmp_path)
+
+
+def test_rules_tell_what_holds_and_what_was_not_shown(run: Path, tmp_path: Path) -> None:
+    package = build(run, tmp_path / "package")
+    found = {rule.name: rule for rule in check_rules(package, None)}
+    assert found["single model"].holds
+    assert found["no network"].holds is None
+    good = Proof(7, 3.0, 1e-7, 2e-7, [])
+    assert all(rule.holds is not False for rule in check_rules(package, good))
+    for bad in (Proof(7, 3.0, 2e-5, 0.0, []), Proof(7, 3.0, 0.0, 1e-3, []), Proof(7, 3.0, 0.0, None, ["a: fake"])):
+        assert [rule.name for rule in check_rules(package, bad) if rule.holds is False] == [
+            "same scores as hai predict"
+        ]
+    (package.folder / "model/second.safetensors").write_bytes(b"")
+    assert {rule.name: rule.holds for rule in check_rules(package, None)}["single model"] is False
+
+
+def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ConfigError) as caught:
+        run_submission(
+            str(run), str(tmp_path / "full"), format="zip", inputs=["gone"], frames=0, faces="some", aggregate="sum"
+        )
+    starts = [line.split(";")[0].split(" = ")[0] for line in str(caught.value).split("\n")]
+    assert starts == ["--format", "--output", "--faces", "--aggregate", "--frames", "--input"]
+
+
+@pytest.mark.parametrize("name", ["package", "package.zip"])
+def test_a_package_without_proof_is_written_all_the_same(run: Path, tmp_path: Path, capsys, name: str) -> None:  # type: ignore[no-untyped-def]
+    assert run_submission(str(run), str(tmp_path / name), format="dacon", proof=False) == 0
+    said = capsys.readouterr().out
+    assert "not run (--no-proof)" in said
+    assert said.endswith(f"wrote {tmp_path / name}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_made_samples_are_of_several_kinds(tmp_path: Path) -> None:
+    from hai.predict.pictures import Job, View, load_pictures
+
+    files = sorted(draw_samples(tmp_path / "samples").iterdir())
+    found = [load_pictures(View(32, "resize", 40.0), Job(0, path, 4)) for path in files]
+    assert [len(pictures.pixels) for pictures in found] == [1, 1, 1, 1, 1, 4, 0]
+    assert found[-1].error
