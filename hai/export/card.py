@@ -165,10 +165,10 @@ def _results(trained: Trained, evaluation: Record | None) -> str:
             if (metric := evaluation["metrics"].get(name)) and None not in metric.values()
         ]
         table = "\n".join([f"| metric on {_data_name(evaluation)} | value | 95 % interval |", "|---|---|---|", *rows])
-        return (
-            f"{table}\n\nMeasured on {evaluation['n']:,} images in {evaluation['num_groups']:,} independent groups of "
-            f"the {evaluation['data']['split']} split, which training never saw."
-        )
+        size = f"{evaluation['n']:,} images"
+        if evaluation["num_groups"] != evaluation["n"]:
+            size += f" in {evaluation['num_groups']:,} independent groups"
+        return f"{table}\n\nMeasured by `hai evaluate` on {size}, the split {evaluation['data']['split']}."
     measured = {name: meta.get("metrics", {}).get(name) for name in _SHOWN[task]}
     if not any(value is not None for value in measured.values()):
         best = meta.get("best") or {}
@@ -206,5 +206,5 @@ def _terms(license: str | None, origin: Origin | None, sources: list[str]) -> st
         page = f"[{origin.repo}](https://huggingface.co/{origin.repo})"
         named = f"whose terms, `{origin.license}`, hold too" if origin.license else "whose terms, on its page, hold too"
         weights = f"Training began with the published weights {page}, {named}."
-    data = f" So do those of the training data ({', '.join(sources)})." if sources else ""
+    data = f" The terms of the training data ({', '.join(sources)}) hold besides." if sources else ""
     return f"{own} {weights}{data}"

@@ -180,7 +180,7 @@ def test_the_card_is_filled_from_the_run(run: Path, tmp_path: Path) -> None:
     (index,) = data["model-index"]  # type: ignore[misc]
     assert [metric["value"] for metric in index["results"][0]["metrics"]] == [0.8123, 0.9]
     assert "| f1_macro | 0.8123 | 0.710 to 0.900 |" in card
-    assert "120 images in 30 independent groups of the test split" in card
+    assert "on 120 images in 30 independent groups, the split test." in card
     assert "0.600 (95 % interval 0.500 to 0.700)" in card
     assert "random weights" in card
     assert trained.checkpoint.sha256[:12] in card
