@@ -87,8 +87,8 @@ def plan_group(scale: ScaleConfig, machines: list[Machine]) -> Group:
     if use_gpu and least > num_gpus:
         asked = f"scale.num_workers = {scale.num_workers}" if scale.num_workers else "scale.use_gpu = true"
         raise ConfigError(
-            f"{asked}: the cluster has {num_gpus} GPUs; ask for fewer workers, set scale.use_gpu=false, or, if it starts "
-            f"machines by itself, say in {GROWS_TO} which"
+            f"{asked}: the cluster has {num_gpus} GPUs; ask for fewer workers, set scale.use_gpu=false, or, if it "
+            f"starts machines by itself, say in {GROWS_TO} which"
         )
     cpus = scale.cpus_per_worker or shared_cpus(machines, least, most, use_gpu=use_gpu)
     room = num_workers_in(machines, cpus, use_gpu=use_gpu)

@@ -6,6 +6,7 @@ from hai.config.load import config_from_yaml_text
 from hai.config.schema import RunConfig
 from hai.doctor.advice import RENTED, _fitted, advise, even_micro_batch
 from hai.doctor.fit import Need, needs_of
+from hai.launch.room import Machine
 
 TINY = """
 data: {sources: [{name: a, path: a}], image_size: 64}
@@ -53,12 +54,12 @@ def test_what_to_set_follows_from_what_fits(need: Need, settings: tuple[str, ...
 
 
 def test_more_workers_than_a_machine_has_are_a_problem() -> None:
-    findings, advice = advise(config("scale.num_workers=3", "scale.use_gpu=true"), {"CPU": 8, "GPU": 2}, [], quick=True)
+    findings, advice = advise(config("scale.num_workers=3", "scale.use_gpu=true"), [Machine(8, 2)], [], quick=True)
     assert advice is None
     assert [(one.status, one.text) for one in findings] == [
         ("problem", "scale.num_workers = 3: the cluster has 2 GPUs")
     ]
-    findings, _ = advise(config("scale.num_workers=2"), {"CPU": 8, "GPU": 2}, [], quick=True)
+    findings, _ = advise(config("scale.num_workers=2"), [Machine(8, 2)], [], quick=True)
     assert [one.text for one in findings] == ["2, each on a GPU with 4 CPUs"]
 
 
