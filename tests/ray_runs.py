@@ -111,12 +111,20 @@ def submit(cluster: Cluster, config: Path, storage: Path, *options: str) -> subp
 def joined_node(
     address: str, storage: Path, *, ip: str = "127.0.0.2", **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A second machine of two CPUs, for Ray by an address of its own; `kill_tree` ends it as if it were gone."""
+    """A further machine of two CPUs, for Ray by an address of its own; `kill_tree` ends it as if it were gone."""
     command = ray_command("start", f"--address={address}", "--num-cpus=2", "--block")
     command += [f"--node-ip-address={ip}", "--dashboard-agent-listen-port=0"]
-    with open(storage / "node.txt", "a", encoding="utf-8") as log:
-        node = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
+    log = storage / f"node-{ip}.txt"
+    for _ in range(3):  # Ray gives its own processes 30 s, which a busy machine can exceed
+        with open(log, "ab") as file:
+            began = file.tell()
+            node = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **environment})
+        while node.poll() is None and b"Ray runtime started" not in log.read_bytes()[began:]:
+            time.sleep(0.1)
+        if node.poll() is None:
+            break
     try:
+        assert node.poll() is None, log.read_text(encoding="utf-8")
         yield node
     finally:
         kill_tree(node)
