@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["Run", "__version__", "evaluate", "load", "load_ranker", "split_data", "train"]
+__all__ = ["Run", "Sweep", "__version__", "evaluate", "load", "load_ranker", "split_data", "train", "tune"]
 
 __version__ = "0.1.0"
 

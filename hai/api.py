@@ -1,19 +1,20 @@
-"""hai from Python: split, train, evaluate, load what was trained, each as its verb does it."""
+"""hai from Python: split, train, tune, evaluate, load what was trained, each as its verb does it."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hai.types import Record
 
 if TYPE_CHECKING:
     from hai.predict.detector import Detector
     from hai.ranking import Ranker
+    from hai.sweep.records import TrialRecord
 
-__all__ = ["Run", "evaluate", "load", "load_ranker", "split_data", "train"]
+__all__ = ["Run", "Sweep", "evaluate", "load", "load_ranker", "split_data", "train", "tune"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,30 @@ class Run:
     status: str
     step: int
     best: Record | None
+
+    def __str__(self) -> str:
+        return self.folder
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that `tune` has carried out.
+
+    Args:
+        folder: where it is kept, a folder or a URL.
+        status: finished or interrupted.
+        best: values of the best trial so far, by dotted key; empty before the first evaluation.
+        best_checkpoint: the best trial's run, which `evaluate` and `load_ranker` take; "" before there is one.
+        trials: their records.
+        report: where the page is.
+    """
+
+    folder: str
+    status: str
+    best: dict[str, Any]
+    best_checkpoint: str
+    trials: list[TrialRecord]
+    report: str
 
     def __str__(self) -> str:
         return self.folder
@@ -108,6 +133,35 @@ def train(
     return Run(f"{kept.rstrip('/')}/{named}", status, step, summary.get("best"))
 
 
+def tune(config: str | Path, *overrides: str, name: str | None = None, storage: str | Path | None = None) -> Sweep:
+    """Try many values of a config, or go on trying; the same as `hai tune`.
+
+    Args:
+        config: YAML file of a sweep.
+        overrides: `key=value`, as on the command line.
+        name: of the sweep; default: the file's name.
+        storage: folder or URL where it is kept; default: HAI_STORAGE, else runs/.
+
+    Raises:
+        HaiError: as the verb.
+    """
+    from hai.checkpoint.records import REPORT
+    from hai.checkpoint.remote import locate
+    from hai.config.sweep import load_sweep
+    from hai.launch.sweep import run_sweep
+    from hai.sweep.folder import load_sweep_files
+
+    sweep = load_sweep(config, overrides)
+    named = name or sweep.base.name or Path(config).stem
+    kept = str(storage or sweep.base.storage or os.environ.get("HAI_STORAGE") or "runs")
+    run_sweep(sweep, name=named, storage=kept)
+    summary, trials = load_sweep_files(locate(kept, named))
+    best, folder = summary.get("best") or {}, f"{kept.rstrip('/')}/{named}"
+    checkpoint = f"{folder}/{best['checkpoint']}" if best else ""
+    status = str(summary.get("status", "interrupted"))
+    return Sweep(folder, status, best.get("params", {}), checkpoint, trials, f"{folder}/{REPORT}")
+
+
 def evaluate(
     checkpoint: Run | str | Path,
     data: str | Path,
@@ -115,6 +169,7 @@ def evaluate(
     split: str = "test",
     output: str | Path | None = None,
     image_dir: str | Path | None = None,
+    robustness: bool = False,
 ) -> Record:
     """Measure a checkpoint on labelled images; the same as `hai evaluate`.
 
@@ -124,6 +179,7 @@ def evaluate(
         split: train, val or test.
         output: where the files go; default: `evaluation/<split>/` in the run.
         image_dir: folder that the CSV's paths start from.
+        robustness: also measure compressed, blurred, noisy, smaller, darker and brighter images.
 
     Returns:
         What evaluation.json says.
@@ -139,6 +195,7 @@ def evaluate(
         split=split,
         output=None if output is None else str(output),
         image_dir=None if image_dir is None else str(image_dir),
+        robustness=robustness,
     )
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["plain", "print_table", "shown", "shown_bytes"]
+__all__ = ["plain", "print_table", "shown", "shown_bytes", "shown_seconds"]
 
 
 def plain(text: str) -> str:
@@ -45,3 +45,10 @@ def shown_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def shown_seconds(seconds: float) -> str:
+    """Write a time span for people, in the largest unit of which there are some."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

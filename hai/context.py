@@ -32,6 +32,7 @@ class Context:
         local_world_size: workers on this machine, which share its CPUs.
         resume: run folder or checkpoint, local or a URL, to start from when the run has no checkpoint of its own.
         micro_batch_limit: largest micro-batch that the launcher has seen fit, after memory had run out; None: no news.
+        until_epoch: stop, everything saved, at the first evaluation at or after this epoch; None: train to the end.
         wait_for_upload: wait at the end until everything is confirmed on the storage.
         request: asked between two steps on rank 0; 0, SAVE or STOP.
         report: takes the metrics of an evaluation, on all workers.
@@ -50,6 +51,7 @@ class Context:
     local_world_size: int = 1
     resume: str | None = None
     micro_batch_limit: int | None = None
+    until_epoch: float | None = None
     wait_for_upload: bool = False
     provenance: Record = field(default_factory=dict)
     request: Callable[[], int] = lambda: 0

@@ -32,6 +32,10 @@ class HaiError(Exception):
     def __str__(self) -> str:
         return without_secrets(super().__str__())
 
+    def _render_traceback_(self) -> list[str]:
+        """Tell a notebook to show the text alone, as the command line does."""
+        return str(self).splitlines()
+
 
 class ConfigError(HaiError):
     """A config file, an override or a command line is wrong."""

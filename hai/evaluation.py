@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -19,15 +19,20 @@ from numpy.typing import NDArray
 from hai.checkpoint.reach import reach
 from hai.checkpoint.records import CONFIG, METRICS, REPORT, parse_records, save_json, save_text
 from hai.checkpoint.remote import check_storage, is_bucket, local_folder, open_remote
+from hai.checkpoint.runs import read_run_file
 from hai.config.schema import DataConfig, RunConfig, SourceConfig
 from hai.data.remote import plain_url
+from hai.error_table import error_table, image_facts
 from hai.errors import ConfigError, DataError, StorageError
+from hai.explain import Explained, explain_mistakes
 from hai.masking import without_secrets
+from hai.metrics import detector_metrics
 from hai.progress import progress_bar
 from hai.provenance import provenance
 from hai.rank_results import RankScores, ranking_tables, summarise_ranking
 from hai.report import ReportData, write_report
 from hai.report.detector import calibration_text, threshold_text
+from hai.report.robustness import robustness_rows
 from hai.report.training import data_notes, provenance_facts
 from hai.results import Scores, prediction_tables, summarise
 from hai.score_scale import Scale
@@ -57,8 +62,10 @@ class _Results:
         counts: of images, for the console.
         served: how they were read, for the console.
         threshold_note: where that comes from, a sentence for the page.
-        calibration_note: how logits became probabilities, a sentence or two for the page.
         usage: a verb and its options that score images without labels.
+        measure: turns predictions of some of the images into metrics.
+        calibration_note: how logits became probabilities, a sentence or two for the page.
+        explained: of a detector: pictures of its worst mistakes by source.
     """
 
     scores: Scores | RankScores
@@ -68,7 +75,9 @@ class _Results:
     served: str
     threshold_note: str
     usage: tuple[str, str]
+    measure: Callable[[Arrays], dict[str, Record]]
     calibration_note: str = ""
+    explained: dict[str, list[Explained]] = field(default_factory=dict)
 
 
 def run_evaluation(
@@ -78,31 +87,39 @@ def run_evaluation(
     split: str = "test",
     output: str | None = None,
     image_dir: str | None = None,
+    robustness: bool = False,
     overrides: Sequence[str] = (),
 ) -> int:
     """Carry out the verb, see `evaluate_checkpoint`; exit status 0."""
-    evaluate_checkpoint(checkpoint, data, split=split, output=output, image_dir=image_dir, overrides=overrides)
+    evaluate_checkpoint(
+        checkpoint, data, split=split, output=output, image_dir=image_dir, robustness=robustness, overrides=overrides
+    )
     return 0
 
 
 def evaluate_checkpoint(
     checkpoint: str,
-    data: str,
+    data: str | None,
     *,
     split: str = "test",
     output: str | None = None,
     image_dir: str | None = None,
+    robustness: bool = False,
     overrides: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Record:
     """Predict the images of a split once each, measure, write the files and say what came out.
 
     Args:
         checkpoint: REF: a run folder (its best), a checkpoint, or a URL of either.
-        data: DATA: a folder, CSV, pack or zip; rows without a split count as the split.
+        data: DATA: a folder, CSV, pack or zip; rows without a split count as the split. None: the data that the run
+            was trained with, divided as they were then.
         split: train, val or test.
         output: folder or URL; default: `evaluation/<split>/` in the run.
         image_dir: folder that a CSV's paths start from.
+        robustness: also measure compressed, blurred, noisy, smaller, darker and brighter images.
         overrides: `key=value` over the run's config, for keys that leave the model as it is.
+        quiet: print nothing.
 
     Returns:
         What evaluation.json says.
@@ -116,19 +133,22 @@ def evaluate_checkpoint(
     trained = load_trained(checkpoint, best_device(), overrides)
     target = output or f"{trained.run}/evaluation/{split}"
     _check_output(target)
-    config = trained.config.model_copy(update={"data": _data_config(trained.config.data, data, image_dir, split)})
+    config = trained.config
+    if data is not None:
+        config = config.model_copy(update={"data": _data_config(config.data, data, image_dir, split)})
     manifest = _manifest(config, data, split)
     results = _RESULTS[config.task](trained, manifest, _predictions(trained, config, manifest, split))
     record = {
         "task": config.task,
         **results.summary,
+        **({"robustness": _robustness(trained, manifest, split, results)} if robustness else {}),
         "checkpoint": {
             "path": str(trained.checkpoint.path),
             "step": trained.checkpoint.step,
             "sha256": trained.checkpoint.sha256,
         },
         "data": {
-            "path": without_secrets(data),
+            "path": without_secrets(data or _names_of(config.data)),
             "identity": manifest.identity,
             "split": split,
             "num_unreadable": len(manifest.problems),
@@ -136,6 +156,8 @@ def evaluate_checkpoint(
         **provenance(),
     }
     _write(target, record, results.tables, _page(trained, manifest, results, record, checkpoint))
+    if quiet:
+        return record
     _tell(record, f"{record['data']['path']}, split {split}: {record['n']} images {results.counts}", results.served)
     for name in (EVALUATION, *results.tables, REPORT):
         print(without_secrets(f"{target.rstrip('/')}/{name}"))
@@ -145,11 +167,11 @@ def evaluate_checkpoint(
 # -- before ------------------------------------------------------------------------------------------------------------
 
 
-def _check(data: str, split: str, overrides: Sequence[str]) -> None:
+def _check(data: str | None, split: str, overrides: Sequence[str]) -> None:
     problems = []
     if split not in SPLITS:
         problems.append(f"--split = {split}; must be one of {', '.join(SPLITS)}")
-    if "://" not in data and not Path(data).expanduser().exists():
+    if data is not None and "://" not in data and not Path(data).expanduser().exists():
         problems.append(f"--data = {data}; no such file or folder")
     for override in overrides:
         key = override.partition("=")[0].strip()
@@ -181,12 +203,18 @@ def _data_config(config: DataConfig, data: str, image_dir: str | None, split: st
     return config.model_copy(update={"sources": [source]})
 
 
-def _manifest(config: RunConfig, data: str, split: str) -> Manifest:
+def _names_of(config: DataConfig) -> str:
+    return ", ".join(source.path for source in config.sources)
+
+
+def _manifest(config: RunConfig, data: str | None, split: str) -> Manifest:
     """Read the images of the split; when there are none, say which splits there are."""
     from hai.data.manifest import build_manifest
 
     with progress_bar("reading") as show:
         manifest = build_manifest(config.data, config.seed, task=config.task, require=(), progress=show)
+    if not len(manifest.indices(split)) and data is None:
+        raise DataError(f"{_names_of(config.data)}: no image in the split {split}")
     if not len(manifest.indices(split)):
         (source,) = config.data.sources
         everything = config.data.model_copy(update={"sources": [source.model_copy(update={"splits": None})]})
@@ -247,6 +275,13 @@ def _predictions(trained: Trained, config: RunConfig, manifest: Manifest, split:
         )
 
 
+def _robustness(trained: Trained, manifest: Manifest, split: str, results: _Results) -> Record:
+    from hai.robustness import measure_robustness, sample_rows
+
+    with progress_bar("disturbing") as show:
+        return measure_robustness(trained, manifest, sample_rows(manifest.indices(split)), results.measure, show)
+
+
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +293,19 @@ def _detection(trained: Trained, manifest: Manifest, predictions: Arrays) -> _Re
         "temperature": trained.temperature,
     }
     (tn, fp), (fn, tp) = summary["confusion_matrix"]
+    assert scores.index is not None, "they are of a manifest"
+    with progress_bar("looking") as show:
+        facts = image_facts(manifest, scores.index, trained.layout.max_megapixels, show)
+    summary["errors"] = error_table(scores, trained.threshold, facts)
+
+    def measure(predictions: Arrays) -> dict[str, Record]:
+        of = Scores.of(predictions, manifest, trained.temperature)
+        return detector_metrics(
+            of.label, of.probability_fake, of.group, trained.threshold, seed=trained.config.seed, video=of.video
+        )
+
+    with progress_bar("explaining") as show:
+        explained = explain_mistakes(trained, scores, show)
     return _Results(
         scores,
         summary,
@@ -266,7 +314,9 @@ def _detection(trained: Trained, manifest: Manifest, predictions: Arrays) -> _Re
         f"threshold {trained.threshold:.3f}",
         f"{threshold_text(fitted)} It was chosen in training and is stored with the checkpoint.",
         ("predict", "--input FOLDER --output scores.csv"),
+        measure,
         calibration_text(fitted, scores),
+        explained,
     )
 
 
@@ -282,6 +332,7 @@ def _ranking(trained: Trained, manifest: Manifest, predictions: Arrays) -> _Resu
         f"{summary['num_correct']} of {summary['num_pairs']} pairs in the right order",
         "The borders between tiers were fitted to the validation split in training and are stored with the checkpoint.",
         ("rank", "--input FOLDER --output ranking.csv"),
+        lambda some: summarise_ranking(RankScores.of(some, manifest, scores.scale), trained.config.seed)["metrics"],
     )
 
 
@@ -305,10 +356,11 @@ def _page(trained: Trained, manifest: Manifest, results: _Results, record: Recor
         ],
         summary=record,
         scores=results.scores,
+        explained=results.explained,
         split={"train": "training", "val": "validation"}.get(data["split"], data["split"]),
         threshold_note=results.threshold_note,
         calibration_note=results.calibration_note,
-        history=parse_records(_run_file(trained.run, METRICS)),
+        history=parse_records(read_run_file(trained.run, METRICS)),
         best=trained.checkpoint.meta.get("best"),
         notes=data_notes(manifest),
         commands=[
@@ -319,18 +371,9 @@ def _page(trained: Trained, manifest: Manifest, results: _Results, record: Recor
             ),
         ],
         versions=record["versions"],
-        config=without_secrets(_run_file(trained.run, CONFIG).decode("utf-8", "replace")),
+        config=without_secrets(read_run_file(trained.run, CONFIG).decode("utf-8", "replace")),
         written=time.strftime("%Y-%m-%d %H:%M %Z"),
     )
-
-
-def _run_file(run: str, name: str) -> bytes:
-    """Read a small file of the run; empty when it is absent."""
-    remote = open_remote(run)
-    if remote is not None:
-        return reach(run, lambda: remote.read(name)) or b""
-    path = local_folder(run) / name
-    return path.read_bytes() if path.is_file() else b""
 
 
 def _write(target: str, record: Record, tables: dict[str, str], page: ReportData) -> None:
@@ -367,3 +410,6 @@ def _tell(record: Record, images: str, served: str) -> None:
         interval = f"{metric['low']:.3f} to {metric['high']:.3f}" if known else None
         rows.append([name, None if metric["value"] is None else round(metric["value"], 4), interval])
     print_table(["metric", "value", "95 % interval"], rows)
+    if "robustness" in record:
+        print(f"{record['robustness']['n']} of these images as they are and changed")
+        print_table(*robustness_rows(record["robustness"]))

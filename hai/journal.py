@@ -28,7 +28,7 @@ from hai.state import Progress, restore_tensors, state_tensors
 from hai.step import Stepper
 from hai.tasks.base import Datasets, Task
 from hai.trackers import Trackers
-from hai.types import LOST, SAVE, Arrays, Record
+from hai.types import LOST, SAVE, STOP, Arrays, Record
 
 __all__ = ["Journal"]
 
@@ -337,9 +337,13 @@ class Journal:
         """Return what to do before the next step: 0, SAVE, STOP, or LOST; rank 0's answer counts."""
         if self._run is not None and self._run.lost:
             return LOST
-        request = self._context.request()
+        request = STOP if self._is_far_enough() else self._context.request()
         self._urgent = request == SAVE
         return max(request, SAVE if self._is_save_due() else 0)
+
+    def _is_far_enough(self) -> bool:
+        until = self._context.until_epoch
+        return until is not None and self._progress.evaluated_step >= until * self._order.steps_per_epoch
 
     def _is_save_due(self) -> bool:
         cadence, step = self._config.checkpoint, self._progress.step

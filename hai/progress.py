@@ -1,4 +1,4 @@
-"""Progress of a long job: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a long job: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hai.console import shown_bytes
+from hai.live import build_console, in_notebook
 
 __all__ = ["progress_bar"]
 
@@ -27,10 +28,9 @@ def progress_bar(what: str, unit: str = "images") -> Iterator[Callable[[int, int
         A function of (done, total), to be called as often as convenient; total is 0 where nobody knows it. What is done
         at its first call was done before and does not count for the speed.
     """
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() or in_notebook()):
         yield _plain_lines(what, unit)
         return
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -44,7 +44,7 @@ def progress_bar(what: str, unit: str = "images") -> Iterator[Callable[[int, int
     columns: tuple[Any, ...] = (MofNCompleteColumn(), TextColumn(f"{unit}, ETA"), TimeRemainingColumn())
     if unit == "bytes":
         columns = (DownloadColumn(), TransferSpeedColumn(), TextColumn("ETA"), TimeRemainingColumn())
-    with Progress(TextColumn(what), BarColumn(), *columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(TextColumn(what), BarColumn(), *columns, console=build_console(), transient=True) as bar:
         task = bar.add_task(what, total=None)
         started = False
 

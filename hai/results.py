@@ -35,6 +35,7 @@ class Scores:
         source: where it comes from [N].
         read: returns the bytes of the image file of a row.
         video: frames of one are judged together; "" = the image stands alone; None: groups are videos [N].
+        index: positions in the manifest [N]; None: there is none.
     """
 
     path: list[str]
@@ -44,6 +45,7 @@ class Scores:
     source: list[str]
     read: Callable[[int], bytes]
     video: list[str] | None = None
+    index: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, predictions: Arrays, manifest: Manifest, temperature: float = 1.0) -> Scores:
@@ -66,6 +68,7 @@ class Scores:
             source=[manifest.source[i] for i in rows],
             read=lambda row: manifest.read(rows[row]),
             video=None if manifest.video is None else [manifest.video[i] for i in rows],
+            index=np.array(rows, dtype=np.int64),
         )
 
     def __len__(self) -> int:

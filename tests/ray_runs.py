@@ -108,10 +108,12 @@ def submit(cluster: Cluster, config: Path, storage: Path, *options: str) -> subp
 
 
 @contextlib.contextmanager
-def joined_node(address: str, storage: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def joined_node(
+    address: str, storage: Path, *, ip: str = "127.0.0.2", **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A second machine of two CPUs, for Ray by an address of its own; `kill_tree` ends it as if it were gone."""
     command = ray_command("start", f"--address={address}", "--num-cpus=2", "--block")
-    command += ["--node-ip-address=127.0.0.2", "--dashboard-agent-listen-port=0"]
+    command += [f"--node-ip-address={ip}", "--dashboard-agent-listen-port=0"]
     with open(storage / "node.txt", "a", encoding="utf-8") as log:
         node = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
     try:

@@ -46,6 +46,7 @@ _DISK_ERRORS: Final = {
     errno.EEXIST: "a file is in the way",
 }
 _BLOCK: Final = 16 << 20
+_UNREADABLE: Final = "what was written does not read back; use another storage"
 
 
 class Remote(Protocol):
@@ -304,7 +305,7 @@ def _work_folder(url: str, name: str) -> Path:
 
 
 def check_storage(storage: str) -> None:
-    """Write and delete a tiny file, so that a wrong storage fails in the first second.
+    """Write a tiny file, read it back and delete it, so that a wrong storage fails in the first second.
 
     Raises:
         StorageError: one line: what is wrong and how to mend it.
@@ -320,16 +321,21 @@ def check_storage(storage: str) -> None:
             return read == b"hai"
 
         if not reach(storage, attempt):
-            raise StorageError(f"storage: {storage}: what was written does not read back; use another storage")
+            raise StorageError(f"storage: {storage}: {_UNREADABLE}")
         return
     folder = local_folder(storage)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / probe).write_bytes(b"hai")
-        (folder / probe).unlink()
+        try:
+            (folder / probe).write_bytes(b"hai")
+            read_back = (folder / probe).read_bytes()
+        finally:  # a full disk leaves an empty file
+            (folder / probe).unlink(missing_ok=True)
     except OSError as error:
         reason = _DISK_ERRORS.get(error.errno or 0, error.strerror or str(error))
         raise StorageError(f"storage: {folder}: {reason}; choose another folder with --storage") from error
+    if read_back != b"hai":
+        raise StorageError(f"storage: {folder}: {_UNREADABLE}")
 
 
 def _is_object_store(filesystem: Any) -> bool:

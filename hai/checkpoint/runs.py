@@ -1,4 +1,4 @@
-"""Runs as a whole: the table of those on a storage, and setting one aside to start over."""
+"""Runs as a whole: the table of those on a storage, their files, and setting one aside to start over."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from hai.checkpoint import records
 from hai.checkpoint.owner import STALE_S, Owner
 from hai.checkpoint.reach import reach
-from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate
+from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate, open_remote
 from hai.config.text import parse_yaml
 from hai.types import Record
 
-__all__ = ["RunRow", "list_runs", "restart_run"]
+__all__ = ["RunRow", "list_runs", "read_run_file", "restart_run"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,19 @@ class RunRow:
     best: Record | None
     last_saved: str | None
     """When its newest checkpoint was saved, ISO 8601, UTC."""
+
+
+def read_run_file(run: str, name: str) -> bytes:
+    """Read a small file of a run, a folder or a URL; empty when it is absent.
+
+    Raises:
+        StorageError: the storage does not answer.
+    """
+    remote = open_remote(run)
+    if remote is not None:
+        return reach(run, lambda: remote.read(name)) or b""
+    path = local_folder(run) / name
+    return path.read_bytes() if path.is_file() else b""
 
 
 def list_runs(storage: str) -> list[RunRow]:
@@ -59,7 +72,7 @@ def _row(remote: Remote, name: str) -> RunRow | None:
     step, best, saved = summary.get("step"), summary.get("best"), summary.get("last_saved")
     return RunRow(
         name=name,
-        task=str(config.get("task", "?")),
+        task=str(config.get("task") or summary.get("task", "?")),
         status=status,
         step=step if isinstance(step, int) else None,
         best=best if isinstance(best, dict) else None,

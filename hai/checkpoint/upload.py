@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,7 @@ class Uploader:
         kept: chooses which of some checkpoints are wanted, in order of importance.
         may_write: asks whether this attempt still owns the run.
         report: takes one line for the user.
+        small: files that are sent whole whenever they have changed, as TensorBoard's are.
     """
 
     def __init__(
@@ -79,11 +80,13 @@ class Uploader:
         kept: Callable[[Iterable[str]], list[str]],
         may_write: Callable[[], bool],
         report: Callable[[str], None],
+        small: Sequence[str] = SMALL_FILES,
     ) -> None:
         self.in_flight: str | None = None
         """The checkpoint that is being sent; pruning leaves it alone, or a slow storage would never get one."""
         self._remote, self._path = remote, path
         self._names, self._kept, self._may_write, self._report = names, kept, may_write, report
+        self._small = tuple(small)
         self._confirmed: dict[str, float] = {}
         self._sent: set[tuple[str, str]] = set()
         self._unusable: dict[str, str] = {}
@@ -277,7 +280,7 @@ class Uploader:
 
     def _small_names(self) -> list[str]:
         events = sorted(path.name for path in (self._path / TENSORBOARD).glob("events.*"))
-        return [*SMALL_FILES, *(f"{TENSORBOARD}/{name}" for name in events)]
+        return [*self._small, *(f"{TENSORBOARD}/{name}" for name in events)]
 
     def _content(self, name: str) -> bytes | None:
         try:

@@ -14,6 +14,8 @@ import typer
 
 import hai
 from hai.cli.data import ImageDir, data_app
+from hai.cli.doctor import doctor
+from hai.cli.export import export
 from hai.cli.serving import ManyValues, predict, submit
 from hai.config.text import inline_yaml
 from hai.errors import ConfigError, HaiError
@@ -34,6 +36,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="The config's schema, and a config as it will be used.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
+app.command()(doctor)
 
 Overrides = Annotated[
     list[str] | None,
@@ -112,6 +115,29 @@ def train(
     )
 
 
+@app.command()
+def tune(
+    config: Annotated[str, typer.Option(metavar="FILE", help="YAML file of a sweep.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the base config, sweep.KEY=VALUE, space.KEY={kind: [...]}."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep; default: the file's name.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_URL", help="Where it is kept; default: HAI_STORAGE, else runs/.")
+    ] = None,
+) -> None:
+    """Try many values of a config and keep the best. The same command again goes on where the sweep stopped."""
+    from hai.config.sweep import load_sweep
+
+    sweep = load_sweep(config, overrides or [])
+
+    from hai.launch.sweep import run_sweep
+
+    place = storage or sweep.base.storage or os.environ.get("HAI_STORAGE") or "runs"
+    raise typer.Exit(run_sweep(sweep, name=name or sweep.base.name or Path(config).stem, storage=place))
+
+
 def _config_of_run(reference: str, settings: list[str]) -> tuple[RunConfig, str]:
     """Read the config that a run folder, or that of a checkpoint in it, keeps; and the run's name."""
     from hai.checkpoint.find import split_reference
@@ -164,13 +190,24 @@ def evaluate(
         str | None, typer.Option(metavar="DIR", help="Where to write; default: <run>/evaluation/<split>/.")
     ] = None,
     image_dir: ImageDir = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also measure compressed, blurred, noisy, smaller, darker images.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Measure a checkpoint on labelled images: evaluation.json, predictions.csv, report.html."""
     from hai.evaluation import run_evaluation
 
     raise typer.Exit(
-        run_evaluation(checkpoint, data, split=split, output=output, image_dir=image_dir, overrides=overrides or [])
+        run_evaluation(
+            checkpoint,
+            data,
+            split=split,
+            output=output,
+            image_dir=image_dir,
+            robustness=robustness,
+            overrides=overrides or [],
+        )
     )
 
 
@@ -282,6 +319,9 @@ def preprocess(
     from hai.launch.preprocess import run_preprocess
 
     raise typer.Exit(run_preprocess(request, num_workers=num_workers))
+
+
+app.command()(export)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hai.config.text import dump_yaml, inline_yaml, parse_yaml
 from hai.errors import ConfigError
 from hai.masking import masked, without_secrets
 
-__all__ = ["config_from_yaml_text", "load_config", "show_config"]
+__all__ = ["config_from_yaml_text", "config_with", "load_config", "nearest_file", "show_config"]
 
 _COMMAND_LINE = "command line"
 
@@ -34,7 +34,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file{_nearest_file(Path(path))}") from None
+        raise ConfigError(f"{path}: no such config file{nearest_file(Path(path))}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     return config_from_yaml_text(text, str(path), overrides)
@@ -74,6 +74,22 @@ def config_from_yaml_text(text: str, where: str = "run.yaml", overrides: Sequenc
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def config_with(config: RunConfig, values: Mapping[str, Any], where: str) -> RunConfig:
+    """Change fields of a config, each given by its dotted key.
+
+    Raises:
+        ConfigError: all mistakes, one a line; `where` names their place.
+    """
+    changed = config.model_dump(mode="python")
+    places = [tuple(int(part) if part.isdecimal() else part for part in key.split(".")) for key in values]
+    for place, value in zip(places, values.values(), strict=True):
+        _lay_over(changed, place, value)
+    try:
+        return RunConfig.model_validate(changed, strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(error, changed, where, []))) from None
 
 
 def show_config(config: RunConfig) -> str:
@@ -159,7 +175,7 @@ def _nearest_choice(value: Any, node: dict[str, Any]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _nearest_file(path: Path) -> str:
+def nearest_file(path: Path) -> str:
     """Name the config file that a wrong path most likely means."""
     folders = [folder for folder in (path.parent, Path("configs")) if folder.is_dir()]
     known = [str(file) for folder in folders for file in sorted(folder.rglob("*.yaml"))[:200]]

@@ -25,7 +25,6 @@ operations and exact sums are used: nothing depends on the size of a batch or on
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections.abc import Callable
 from enum import IntEnum
@@ -34,12 +33,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from hai.config.schema import AugmentConfig
 from hai.data import device_draws, draws
-from hai.data.images import decode_image, fit_image
+from hai.data.disturb import compress
+from hai.data.images import fit_image
 
 __all__ = ["MEAN", "STD", "Draw", "augment", "degrade", "draw_in_threads", "normalise"]
 
@@ -100,10 +99,7 @@ def degrade(image: NDArray[np.uint8], config: AugmentConfig, drawn: NDArray[np.f
     if drawn[Draw.JPEG] < config.jpeg_probability:
         low, high = config.jpeg_quality
         quality = low + int(drawn[Draw.JPEG_QUALITY] * (high - low + 1))
-        file = io.BytesIO()
-        # Pillow, not simplejpeg, whose coarse DCT below quality 96 is up to 11 levels off what other encoders write.
-        Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
-        image = decode_image(file.getvalue())
+        image = compress(image, quality)
     return image
 
 

@@ -16,7 +16,16 @@ from hai.data.download import TIMEOUT, Ask
 from hai.errors import ConfigError, StorageError
 from hai.masking import without_secrets
 
-__all__ = ["KaggleData", "KaggleLogin", "find_login", "is_kaggle", "kaggle_data", "kaggle_refusal", "kaggle_request"]
+__all__ = [
+    "KaggleData",
+    "KaggleLogin",
+    "find_login",
+    "is_kaggle",
+    "kaggle_data",
+    "kaggle_refusal",
+    "kaggle_request",
+    "login_help",
+]
 
 _SITE: Final = "https://www.kaggle.com"
 _PAGE: Final = re.compile(

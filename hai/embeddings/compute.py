@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hai import errors
+from hai.console import shown_seconds
 from hai.data.dataset import ImageDataset
 from hai.distributed import Workers
 from hai.embeddings.shards import as_keys
@@ -21,7 +22,7 @@ from hai.embeddings.store import EmbeddingStore
 from hai.errors import DataError
 from hai.types import Batch
 
-__all__ = ["compute_embeddings"]
+__all__ = ["compute_embeddings", "encoding_batch_size"]
 
 _ROUND_S: Final = 15.0
 """How long the workers encode before what they have is kept: the most that a killed run repeats, and a stop waits."""
@@ -94,6 +95,12 @@ def compute_embeddings(
     return done == len(todo)
 
 
+def encoding_batch_size(image_size: int, device_type: str) -> int:
+    """Return how many images of `image_size` pixels a side are encoded at once."""
+    most = max(1, min(_LARGEST_BATCH, _BATCH_PIXELS // image_size**2))
+    return min(_CPU_BATCH, most) if device_type == "cpu" else most
+
+
 class _Encoder:
     """One worker's images, loaded ahead and encoded as long as a round lasts."""
 
@@ -106,8 +113,7 @@ class _Encoder:
         device: torch.device,
     ) -> None:
         self._store, self._images, self._encode, self._positions = store, images, encode, positions
-        most = max(1, min(_LARGEST_BATCH, _BATCH_PIXELS // images.config.data.image_size**2))
-        self._size = min(_CPU_BATCH, most) if device.type == "cpu" else most
+        self._size = encoding_batch_size(images.config.data.image_size, device.type)
         self._batches = images.batches(self._requests(), device=device, training=False)
         self._at = 0
 
@@ -165,14 +171,8 @@ class _Report:
             return
         self._said = now
         rate = done / max(now - self._start, 1e-9)
-        left = f", about {_duration((self._total - done) / rate)} left" if 0 < done < self._total else ""
+        left = f", about {shown_seconds((self._total - done) / rate)} left" if 0 < done < self._total else ""
         self._say(f"features: encoded {done} of {self._total} images, {rate:.3g} images/s{left}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _attempt(function: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -64,17 +64,19 @@ def append_record(path: Path, record: FileRecord) -> None:
         os.close(descriptor)
 
 
-def load_records(path: Path) -> dict[str, FileRecord]:
+def load_records(path: Path, *, mend: bool = True) -> dict[str, FileRecord]:
     """Read the newest record of each file by its path.
 
-    A line that a kill tore is cut off; one that is damaged is passed over, its file will be done again.
+    A line that a kill tore is cut off, from the file too if it is to be mended, which only its writer may do; one that
+    is damaged is passed over, its file will be done again.
     """
     if not path.exists():
         return {}
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         content = content[: content.rfind(b"\n") + 1]
-        os.truncate(path, len(content))
+        if mend:
+            os.truncate(path, len(content))
     records: dict[str, FileRecord] = {}
     for line in content.split(b"\n"):  # splitlines() also cuts at what JSON leaves as it is
         with suppress(ValueError, LookupError, TypeError, AttributeError):

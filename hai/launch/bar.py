@@ -1,4 +1,4 @@
-"""What a person watches while training runs: a bar on a terminal, plain lines elsewhere."""
+"""What a person watches while training runs: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import time
 from types import TracebackType
 from typing import Any
 
+from hai.live import build_console
 from hai.masking import without_secrets
 from hai.types import Record
 
-__all__ = ["TrainingBar"]
+__all__ = ["SweepBar", "TrainingBar"]
 
 _PLAIN_SECONDS = 30.0
 
 
 class TrainingBar:
-    """Show lines and progress on standard error; a bar with ETA, loss and examples/s when it is a terminal."""
+    """Show lines and progress on standard error; a bar with ETA, loss and examples/s on a terminal, in a notebook."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._console = build_console()
         self._live = self._console.is_terminal
         self._bar: Any = Progress(
             TextColumn("{task.description}"),
@@ -77,4 +77,60 @@ class TrainingBar:
         elif time.monotonic() - self._told >= _PLAIN_SECONDS:
             self._told = time.monotonic()
             self.say(f"step {progress['step']}/{progress['total_steps']}" + "".join(f", {text}" for text in numbers))
+            sys.stderr.flush()
+
+
+class SweepBar:
+    """Show a sweep's lines and how many trials are done, on standard error; a bar on a terminal, in a notebook."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._console = build_console()
+        self._live = self._console.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[numbers]}"))
+        self._bar: Any = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
+        self._task: Any = None
+        self._told = time.monotonic()
+
+    def __enter__(self) -> SweepBar:
+        """Start drawing."""
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the terminal clean."""
+        if self._live:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """Print one line for people above the bar."""
+        self._console.print(without_secrets(line), markup=False)
+
+    def show(self, progress: Record) -> None:
+        """Move the bar; where there is none, print a line now and then.
+
+        Args:
+            progress: `ended` and `total` trials, `running` ones, `best` {metric, value, trial} or None.
+        """
+        best, numbers = progress["best"], f"{progress['running']} running"
+        if best:
+            numbers += f", best {best['metric']} {best['value']:.4f} (trial {best['trial']})"
+        trials = f"{progress['ended']}/{progress['total']} trials"
+        if self._live:
+            if self._task is None:
+                self._task = self._bar.add_task(trials, total=progress["total"], numbers="")
+            self._bar.update(
+                self._task,
+                completed=progress["ended"],
+                total=progress["total"],
+                description=trials,
+                numbers=numbers,
+            )
+        elif time.monotonic() - self._told >= _PLAIN_SECONDS:
+            self._told = time.monotonic()
+            self.say(f"{trials}, {numbers}")
             sys.stderr.flush()

@@ -23,6 +23,7 @@ class Plan:
         attempt: id of this launch, which owns the run.
         resume: run or checkpoint elsewhere to start from.
         wait_for_upload: wait at the end until everything is confirmed on the storage.
+        until_epoch: stop, everything saved, at the first evaluation at or after this epoch; None: train to the end.
         provenance: versions, commit, hardware and command of the driver.
         only_prepare: compute what training reads, such as embeddings, and train nothing.
     """
@@ -33,6 +34,7 @@ class Plan:
     attempt: str
     resume: str | None = None
     wait_for_upload: bool = False
+    until_epoch: float | None = None
     provenance: Record = field(default_factory=dict)
     only_prepare: bool = False
 

@@ -1,4 +1,4 @@
-"""Notices of Google's and Amazon's clouds that a spot machine will be taken away, read from their metadata servers."""
+"""Notices that this machine will be taken away, from Google's and Amazon's metadata servers or from a file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPException
+from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Notice", "NoticeWatch", "find_source"]
+__all__ = ["NOTICE_FILE", "Notice", "NoticeWatch", "find_source"]
 
+NOTICE_FILE = "HAI_NOTICE_FILE"
 _SERVER = "169.254.169.254"  # of both clouds; by its number, because a name could wait for a DNS server
 _TRIES, _ANSWER_SECONDS, _EVERY_SECONDS = 2, 1.0, 2.0
 _GOOGLE_SECONDS = 30.0  # what Google gives; it names no time
+_FILE_SECONDS = 15.0  # what Kubernetes leaves a pod of Google's
 _MOST_BYTES = 4096
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Notice(NamedTuple):
-    """A cloud's word that this machine will be taken away, in so many seconds."""
+    """Somebody's word that this machine will be taken away, in so many seconds."""
 
     cloud: str
     seconds: float
@@ -57,12 +60,16 @@ class NoticeWatch(threading.Thread):
 
 
 def find_source(environment: Mapping[str, str]) -> Callable[[], Notice | None] | None:
-    """Return what asks this machine's cloud for a notice; None off the two clouds.
+    """Return what looks for a notice to this machine; None where nobody gives any.
 
     Args:
         environment: GCE_METADATA_HOST and AWS_EC2_METADATA_SERVICE_ENDPOINT name other servers, NO_GCE_CHECK and
-            AWS_EC2_METADATA_DISABLED switch the question off, as in the clouds' own libraries.
+            AWS_EC2_METADATA_DISABLED switch the question off, as in the clouds' own libraries. HAI_NOTICE_FILE names a
+            file instead, which appears when the machine must go: a pod cannot ask the clouds, but is told to stop.
     """
+    if environment.get(NOTICE_FILE):
+        path = Path(environment[NOTICE_FILE])
+        return lambda: Notice("the cluster", _FILE_SECONDS) if path.exists() else None
     google = f"http://{environment.get('GCE_METADATA_HOST') or _SERVER}"
     amazon = (environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or f"http://{_SERVER}").rstrip("/")
     sources: list[Callable[[], Notice | None]] = []

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hai.config.schema import RunConfig, ScaleConfig
-from hai.errors import ConfigError, HaiError, OutOfMemoryError
+from hai.errors import HaiError, OutOfMemoryError
 from hai.launch.cluster import connected, is_on_loopback
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
 from hai.launch.plan import Outcome, Plan
+from hai.launch.room import Machine, machines_of, plan_group
 from hai.launch.signals import StopSignals
 from hai.types import Record
 
@@ -74,9 +75,21 @@ def _on_worker(spec: Record) -> None:
 
 
 def train_on_ray(
-    config: RunConfig, plan: Plan, *, say: Callable[[str], None], show: Callable[[Record], None]
+    config: RunConfig,
+    plan: Plan,
+    *,
+    say: Callable[[str], None],
+    show: Callable[[Record], None],
+    request: Callable[[], int] = lambda: 0,
 ) -> Outcome:
     """Train on the workers that the config asks for.
+
+    Args:
+        config: of the run.
+        plan: of this launch.
+        say: takes a line for people.
+        show: takes progress for a bar.
+        request: asked now and then, besides this process's signals: 0 or STOP.
 
     Raises:
         HaiError: what a worker raised for the user to mend, or more workers than the cluster can hold.
@@ -87,7 +100,7 @@ def train_on_ray(
 
         from hai.launch.group import GroupConfig
 
-        scaling = _scaling(config.scale, ray.cluster_resources())
+        scaling = _scaling(config.scale, machines_of(ray.nodes(), os.environ))
         workers = scaling.num_workers if isinstance(scaling.num_workers, int) else "{}:{}".format(*scaling.num_workers)
         if workers == scaling.num_workers:  # a fixed group waits its turn on a busy cluster; an elastic one tries anew
             os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -113,7 +126,7 @@ def train_on_ray(
                     logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 ),
             )
-            return _attend(ray, trainer, mailbox, signals, say=say, show=show)
+            return _attend(ray, trainer, mailbox, lambda: signals.request or request(), say=say, show=show)
 
 
 def _max_failures(config: RunConfig) -> int:
@@ -125,10 +138,10 @@ def _max_failures(config: RunConfig) -> int:
 
 
 def _attend(
-    ray: Any, trainer: Any, mailbox: Any, signals: StopSignals, *,
+    ray: Any, trainer: Any, mailbox: Any, request: Callable[[], int], *,
     say: Callable[[str], None], show: Callable[[Record], None],
 ) -> Outcome:  # fmt: skip
-    """Run the trainer in a thread; pass on lines, progress and signals until it ends."""
+    """Run the trainer in a thread; pass on lines, progress and requests until it ends."""
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -145,14 +158,14 @@ def _attend(
     patience = time.monotonic() + _PATIENCE_SECONDS
     while True:
         ended = not fitting.is_alive() or time.monotonic() > deadline
-        if signals.request != asked:
-            asked = signals.request
+        if request() != asked:
+            asked = request()
             mailbox.ask.remote(asked)
         letters = ray.get(mailbox.take.remote())
         if letters:
             patience = float("inf")
         elif time.monotonic() > patience:
-            say("still waiting for the workers to start; a busy cluster starts them when others are done")
+            say("still waiting for the workers to start: for others to be done, or for machines that are being started")
             patience = float("inf")
         for kind, content in letters:
             if kind == "say":
@@ -182,35 +195,15 @@ def _hai_error(name: str, text: str) -> HaiError:
     return kind(text) if isinstance(kind, type) and issubclass(kind, HaiError) else HaiError(text)
 
 
-def _scaling(scale: ScaleConfig, resources: dict[str, float]) -> Any:
-    """Translate `scale` for Ray, with what the cluster has.
-
-    Raises:
-        ConfigError: the cluster has fewer GPUs or CPUs than the workers need.
-    """
+def _scaling(scale: ScaleConfig, machines: list[Machine]) -> Any:
+    """Translate `scale` for Ray, with what the cluster has or can start; raises ConfigError as `plan_group` does."""
     import ray.train
 
-    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    use_gpu = num_gpus > 0 if scale.use_gpu is None else scale.use_gpu
-    workers: int | tuple[int, int]
-    if isinstance(scale.num_workers, str):
-        low, _, high = scale.num_workers.partition(":")
-        workers = (int(low), int(high))
-    else:
-        workers = scale.num_workers or (num_gpus if use_gpu else 1)
-    least, most = (workers, workers) if isinstance(workers, int) else workers
-    if use_gpu and least > num_gpus:
-        raise ConfigError(
-            f"scale.num_workers = {scale.num_workers}: the cluster has {num_gpus} GPUs; "
-            "ask for fewer workers, or set scale.use_gpu=false"
-        )
-    cpus = scale.cpus_per_worker or max(1, num_cpus // max(most, 1))
-    if least * cpus > num_cpus:
-        raise ConfigError(
-            f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs; "
-            "ask for fewer workers or lower scale.cpus_per_worker"
-        )
-    each = {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
-    settings: dict[str, Any] = {"num_workers": workers, "use_gpu": use_gpu, "resources_per_worker": each}
-    settings["elastic_resize_monitor_interval_s"] = _RESIZE_SECONDS
+    group = plan_group(scale, machines)
+    settings: dict[str, Any] = {
+        "num_workers": (group.least, group.most) if isinstance(scale.num_workers, str) else group.most,
+        "use_gpu": group.use_gpu,
+        "resources_per_worker": {"CPU": group.cpus, **({"GPU": 1} if group.use_gpu else {})},
+        "elastic_resize_monitor_interval_s": _RESIZE_SECONDS,
+    }
     return ray.train.ScalingConfig(**settings)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from hai.checkpoint.find import split_reference
 from hai.checkpoint.owner import Owner
 from hai.checkpoint.reach import reach
 from hai.checkpoint.records import CONFIG, REPORT, SUMMARY, parse_json
@@ -20,13 +22,14 @@ from hai.config.schema import RunConfig
 from hai.errors import ConfigError
 from hai.launch.bar import TrainingBar
 from hai.launch.plan import Outcome, Plan, located
+from hai.live import build_console
 from hai.provenance import provenance
 from hai.types import Record
 
 if TYPE_CHECKING:
     from hai.tasks.base import Datasets, Task
 
-__all__ = ["run_embedding", "run_training"]
+__all__ = ["read_data", "run_embedding", "run_training"]
 
 _INTERRUPTED, _UNSAVED, _MOST_NOTES = 3, 2, 20
 
@@ -74,7 +77,8 @@ def _train(config: RunConfig, resume: str | None, restart: bool, wait_for_upload
         _refuse_changes(locate(storage, name), config)
     if resume is not None:
         _refuse_changes(locate(*run_of(resume)), config)
-    _, datasets = _read_data(config, bar.say)
+        _tell_apart(config, resume, bar.say)
+    _, datasets = read_data(config, bar.say)
     if restart:
         restart_run(storage, name, report=bar.say)
     location = locate(storage, name)
@@ -110,7 +114,7 @@ def run_embedding(config: RunConfig) -> int:
     config = located(config)
     plan = replace(_plan(config, "embed", None, False), only_prepare=True)
     with TrainingBar() as bar:
-        _read_data(config, bar.say)
+        read_data(config, bar.say)
         outcome = _launch(config, plan, bar.say, bar.show)
         if outcome.status == "interrupted":
             bar.say("stopped; run the same command to go on")
@@ -151,9 +155,8 @@ def _is_saved(summary: Record) -> bool:
     return saved is None or int(saved) >= step
 
 
-def _read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Datasets]:
+def read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Datasets]:
     """Read the sources before anything is claimed; workers find the hashes cached."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from hai.tasks import build_task
@@ -161,7 +164,7 @@ def _read_data(config: RunConfig, say: Callable[[str], None]) -> tuple[Task, Dat
     task = build_task(config)
     if config.data.embedding_cache and config.task == "ranker":
         check_storage(config.data.embedding_cache)
-    console = Console(stderr=True)
+    console = build_console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task("reading the images", total=None)
         datasets = task.build_datasets(progress=lambda done, total: bar.update(line, completed=done, total=total))
@@ -183,7 +186,7 @@ def _explain(config: RunConfig, say: Callable[[str], None]) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     console.print(show_config(config), markup=False)
-    task, datasets = _read_data(config, say)
+    task, datasets = read_data(config, say)
     table = Table(title="data")
     for column in datasets.table[0] if datasets.table else ():
         table.add_column(column)
@@ -220,6 +223,17 @@ def _refuse_changes(location: Location, config: RunConfig) -> None:
         lines = [f"{change.field}: run {config.name} has {change.old}, given {change.new}" for change in refused]
         raise ConfigError(
             "\n".join([*lines, "a run keeps these; --name NAME starts another run, --restart begins this one anew"])
+        )
+
+
+def _tell_apart(config: RunConfig, resume: str, say: Callable[[str], None]) -> None:
+    """Say where the run is kept if that is not where it comes from, which who gives only a URL may not expect."""
+    storage, name = run_of(resume)
+    if (storage, name) != split_reference(f"{config.storage}/{config.name}"):
+        place = f"--storage {shlex.quote(storage)}" + (f" --name {shlex.quote(name)}" if name != config.name else "")
+        say(
+            f"run {config.name}: kept in {config.storage}, apart from {resume} where it comes from; "
+            f"add {place} to go on in that place"
         )
 
 

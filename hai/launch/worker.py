@@ -46,13 +46,14 @@ def run_worker(
         local_world_size=local_world_size,
         resume=plan.resume,
         micro_batch_limit=micro_batch_limit,
+        until_epoch=plan.until_epoch,
         wait_for_upload=plan.wait_for_upload,
         provenance=plan.provenance,
         request=request,
         report=report,
         say=say,
         show=show,
-        publish=_publish,
+        publish=_publish if plan.until_epoch is None else _leave,
     )
     task = build_task(config)
     if not task.prepare(Workers.join(rank, world_size, device), say=say, asked=request):
@@ -60,6 +61,10 @@ def run_worker(
     if plan.only_prepare:
         return {"status": "finished", "step": 0}
     return train(config, task, context)
+
+
+def _leave(folder: Path, predictions: Arrays | None, datasets: Datasets) -> None:
+    """Write no page of a run that only pauses."""
 
 
 def _publish(folder: Path, predictions: Arrays | None, datasets: Datasets) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hai.config.schema import ModelConfig
 from hai.models.backbone import build_timm_network, load_timm_weights
 from hai.models.compact import high_pass
+from hai.models.fourier import polar_transform
 
 __all__ = ["DualBranch", "DualBranchV2", "half_spectrum", "spectra"]
 
@@ -58,6 +59,9 @@ def spectra(image: Tensor) -> Tensor:
         [B, 2 C, H, W]: first the amplitudes, then the phases.
     """
     with torch.autocast(image.device.type, enabled=False):
+        if torch.onnx.is_in_onnx_export():  # ONNX's own transform is 70 times less exact
+            amplitude, phase = polar_transform(image.float())
+            return torch.fft.fftshift(torch.cat([torch.log(amplitude + 1e-8), phase], dim=1), dim=(-2, -1))
         transform = torch.fft.fftshift(torch.fft.fft2(image.float()), dim=(-2, -1))
         return torch.cat([torch.log(transform.abs() + 1e-8), transform.angle()], dim=1)
 
@@ -152,7 +156,12 @@ def half_spectrum(image: Tensor) -> Tensor:
     """
     with torch.autocast(image.device.type, enabled=False):
         residual = high_pass(image.float().mean(dim=1, keepdim=True))
-        amplitude = torch.fft.fftshift(torch.fft.rfft2(residual, norm="ortho"), dim=-2).abs()
+        if torch.onnx.is_in_onnx_export():  # as in spectra
+            height, width = residual.shape[-2:]
+            amplitude, _ = polar_transform(residual, width // 2 + 1)
+            amplitude = torch.fft.fftshift(amplitude, dim=-2) / (height * width) ** 0.5
+        else:
+            amplitude = torch.fft.fftshift(torch.fft.rfft2(residual, norm="ortho"), dim=-2).abs()
         logarithm = torch.log(amplitude + 1e-4)
         variance, mean = torch.var_mean(logarithm, dim=(-2, -1), correction=0, keepdim=True)
         return (logarithm - mean) * torch.rsqrt(variance + 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -152,8 +153,13 @@ def scores_of(outputs: Tensor, pairs: PairsConfig) -> Tensor:
 
 
 def feature_width(config: ModelConfig, image_size: int) -> int:
-    """Return D, the number of features of an image, from a backbone without weights."""
-    bare = config.model_copy(update={"pretrained": False})
+    """Return D, the number of features of an image, from a backbone without weights, which is built once a process."""
+    return _feature_width(config.model_copy(update={"pretrained": False}).model_dump_json(), image_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _feature_width(config: str, image_size: int) -> int:
+    bare = ModelConfig.model_validate_json(config)
     with torch.device("meta"), torch.no_grad():
         return int(build_encoder(bare, image_size, 0).eval()(torch.zeros(1, 3, image_size, image_size)).shape[1])
 

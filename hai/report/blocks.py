@@ -8,11 +8,22 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hai.errors import DataError
 from hai.types import Record
 
-__all__ = ["GALLERY_SIZE", "INTERVALS", "Meanings", "markup", "metric_row", "number", "size_text", "thumbnail"]
+__all__ = [
+    "GALLERY_SIZE",
+    "INTERVALS",
+    "Meanings",
+    "markup",
+    "metric_row",
+    "number",
+    "picture",
+    "size_text",
+    "thumbnail",
+]
 
 GALLERY_SIZE: Final = 12
 """Most pictures, or pairs of pictures, of a gallery."""
@@ -58,15 +69,20 @@ def metric_row(title: str, meaning: str, metric: Record) -> Record:
 
 
 def thumbnail(read: Callable[[int], bytes], row: int) -> str | None:
-    """Shrink an image to a JPEG data URI; None when its file has become unreadable."""
-    from PIL import Image
-
+    """Shrink an image file to a JPEG data URI; None when it has become unreadable."""
     from hai.data.images import decode_image
 
     try:
-        image = Image.fromarray(decode_image(read(row)))
+        return picture(decode_image(read(row)))
     except DataError:
         return None
+
+
+def picture(pixels: NDArray[np.uint8]) -> str:
+    """Shrink an image [H, W, 3] to a JPEG data URI."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
     image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80, optimize=True)

@@ -13,7 +13,7 @@ from hai.report.plots import curve_plot, reliability_plot, score_plot
 from hai.results import Scores, probability_of
 from hai.types import LABELS, Record
 
-__all__ = ["METRICS", "calibration_text", "lay_out_detection", "threshold_text"]
+__all__ = ["METRICS", "build_row", "calibration_text", "lay_out_detection", "threshold_text"]
 
 METRICS: Final[Meanings] = {
     "f1_macro": ("Macro-F1", "Mean of the F1 scores of both classes; a rare class counts as much as a common one."),
@@ -80,7 +80,7 @@ def lay_out_detection(summary: Record, scores: Scores | None) -> Record:
 
 def _results(summary: Record) -> Record:
     """Lay out the numbers."""
-    named = {name: _metric(name, record) for name, record in summary["metrics"].items()}
+    named = {name: build_row(name, record) for name, record in summary["metrics"].items()}
     order = [name for name in METRICS if name in named] + [name for name in named if name not in METRICS]
     (tn, fp), (fn, tp) = summary["confusion_matrix"]
     real, fake = tn + fp, fn + tp
@@ -98,10 +98,12 @@ def _results(summary: Record) -> Record:
         "source_note": _SOURCE_NOTE if any("num_others" in row for row in summary["per_source"]) else "",
         "source_titles": ["real", "fake", "mistakes", *(METRICS[name][0] for name in _SOURCE_METRICS)],
         "per_source": [_source_row(row) for row in summary["per_source"]],
+        "errors": _error_table(summary.get("errors", [])),
     }
 
 
-def _metric(name: str, record: Record) -> Record:
+def build_row(name: str, record: Record) -> Record:
+    """Lay out the metric of that name with its title and meaning."""
     base = name.removeprefix("video_")
     title, meaning = METRICS.get(base, (base.replace("_", " "), ""))
     if base != name:
@@ -111,8 +113,19 @@ def _metric(name: str, record: Record) -> Record:
 
 def _source_row(row: Record) -> Record:
     (tn, fp), (fn, tp) = row["confusion_matrix"]
-    metrics = [_metric(name, row["metrics"][name]) for name in _SOURCE_METRICS]
+    metrics = [build_row(name, row["metrics"][name]) for name in _SOURCE_METRICS]
     return {"source": row["source"], "counts": [tn + fp, fn + tp, fp + fn], "metrics": metrics}
+
+
+def _error_table(records: list[Record]) -> list[Record]:
+    """Lay out the table of errors: a record per fact, its ranges as rows with bars on one scale."""
+    most = max([0.01, *(record["error"]["high"] for record in records)])
+    facts: dict[str, list[Record]] = {}
+    for record in records:
+        scaled = {part: f"{100 * record['error'][part] / most:.1f}" for part in ("value", "low", "high")}
+        width = f"{100 * (record['error']['high'] - record['error']['low']) / most:.1f}"
+        facts.setdefault(record["fact"], []).append({**record, "bar": {**scaled, "width": width}})
+    return [{"fact": fact, "rows": rows} for fact, rows in facts.items()]
 
 
 def _pictures(scores: Scores, summary: Record) -> Record:

@@ -12,13 +12,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ACCENT", "FAKE", "GRID", "INK", "MUTED", "REAL", "SERIES", "inline_svg", "open_figure"]
+__all__ = ["ACCENT", "BAD", "FAKE", "GOOD", "GRID", "INK", "MUTED", "REAL", "SERIES", "inline_svg", "open_figure"]
 
 # matplotlib writes literal colours; these stand for the page's CSS variables and are replaced in the finished SVG.
-INK, MUTED, GRID, REAL, FAKE, ACCENT = (f"#0a0b0{i}" for i in range(1, 7))
-_VARIABLES = dict(
-    zip((INK, MUTED, GRID, REAL, FAKE, ACCENT), ("ink", "muted", "grid", "real", "fake", "accent"), strict=True)
-)
+INK, MUTED, GRID, REAL, FAKE, ACCENT, GOOD, BAD = (f"#0a0b0{i}" for i in range(1, 9))
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    REAL: "real",
+    FAKE: "fake",
+    ACCENT: "accent",
+    GOOD: "good",
+    BAD: "bad",
+}
 SERIES = (ACCENT, FAKE, REAL, INK)
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

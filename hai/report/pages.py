@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import hai
 from hai.checkpoint.records import save_text
+from hai.explain import Explained
 from hai.rank_results import RankScores
 from hai.report import detector, ranking
 from hai.report.blocks import markup, number
+from hai.report.explained import lay_out_explained
 from hai.report.plots import training_plot
+from hai.report.robustness import lay_out_robustness
 from hai.results import Scores
 from hai.types import Record
 
@@ -40,6 +43,7 @@ class ReportData:
         facts: (name, text) pairs below the headline.
         summary: result of `hai.results.summarise` or `hai.rank_results.summarise_ranking`, or None.
         scores: what the summary was made of.
+        explained: of a detector: pictures of its worst mistakes by source.
         trained_on: of a ranker: its training images with out-of-fold scores, for the label audit.
         split: what the scores were measured on.
         threshold_note: how the threshold was chosen, a sentence or two.
@@ -60,6 +64,7 @@ class ReportData:
     facts: list[tuple[str, str]] = field(default_factory=list)
     summary: Record | None = None
     scores: Scores | RankScores | None = None
+    explained: dict[str, list[Explained]] = field(default_factory=dict)
     trained_on: RankScores | None = None
     split: str = ""
     threshold_note: str = ""
@@ -80,7 +85,10 @@ def write_report(path: Path, run: ReportData) -> None:
 
 def build_report(run: ReportData) -> str:
     """Write a run as one HTML page without scripts or outside references."""
-    return render_page(f"{run.task}.html", run, {**_training(run), **_results(run)})
+    parts = {**_training(run), **_results(run)}
+    if run.summary and "robustness" in run.summary:
+        parts |= lay_out_robustness(run.summary["robustness"], _METRICS[run.task])
+    return render_page(f"{run.task}.html", run, parts)
 
 
 def render_page(template: str, run: ReportData, parts: Record) -> str:
@@ -110,7 +118,7 @@ def _results(run: ReportData) -> Record:
         return {}
     if isinstance(run.scores, RankScores):
         return ranking.lay_out_ranking(run.summary, run.scores, run.split, run.trained_on)
-    return detector.lay_out_detection(run.summary, run.scores)
+    return detector.lay_out_detection(run.summary, run.scores) | lay_out_explained(run.explained, run.scores)
 
 
 def _training(run: ReportData) -> Record:

@@ -14,7 +14,7 @@ from hai.report.blocks import GALLERY_SIZE, INTERVALS, Meanings, markup, metric_
 from hai.report.rank_plots import gap_plot, pair_reliability_plot, tier_plot
 from hai.types import Record
 
-__all__ = ["METRICS", "lay_out_ranking"]
+__all__ = ["METRICS", "build_row", "lay_out_ranking"]
 
 METRICS: Final[Meanings] = {
     "pair_accuracy": (
@@ -71,7 +71,7 @@ def lay_out_ranking(summary: Record, scores: RankScores, split: str, trained_on:
 def _results(summary: Record) -> Record:
     """Lay out the numbers."""
     metrics = summary["metrics"]
-    named = {name: _metric(name, record) for name, record in metrics.items()}
+    named = {name: build_row(name, record) for name, record in metrics.items()}
     order = [name for name in METRICS if name in named] + [name for name in named if name not in METRICS]
     pairs = f"{summary['num_correct']:,} of {summary['num_pairs']:,} pairs in the right order"
     source_metrics = [name for name in _SOURCE_METRICS if name in metrics]
@@ -88,14 +88,15 @@ def _results(summary: Record) -> Record:
             {
                 "source": row["source"],
                 "counts": [row["n"], row["num_groups"], row["num_pairs"]],
-                "metrics": [_metric(name, row["metrics"][name]) for name in source_metrics],
+                "metrics": [build_row(name, row["metrics"][name]) for name in source_metrics],
             }
             for row in summary["per_source"]
         ],
     }
 
 
-def _metric(name: str, record: Record) -> Record:
+def build_row(name: str, record: Record) -> Record:
+    """Lay out the metric of that name with its title and meaning."""
     if name.startswith(_GAP):
         gap = int(name.removeprefix(_GAP))
         apart = "one tier" if gap == 1 else f"{gap} tiers"

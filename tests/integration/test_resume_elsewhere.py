@@ -12,7 +12,9 @@ from hai.errors import ConfigError
 from hai.launch.train import run_training
 
 
-def test_another_run_is_gone_on_with_unless_its_config_says_otherwise(tmp_path: Path) -> None:
+def test_another_run_is_gone_on_with_unless_its_config_says_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = {**config_of("detector", tmp_path, train={"max_steps": 3}), "storage": str(tmp_path / "old")}
     assert run_training(RunConfig.model_validate(values)) == 0
     checkpoints = tmp_path / "old" / "run" / "checkpoints"
@@ -21,5 +23,10 @@ def test_another_run_is_gone_on_with_unless_its_config_says_otherwise(tmp_path: 
         with pytest.raises(ConfigError, match=r"optim\.learning_rate: run run has 0\.002, given 0\.1"):
             run_training(RunConfig.model_validate(other), resume=str(reference))
     longer = {**values, "storage": str(tmp_path / "new"), "train": {**values["train"], "max_steps": 5}}
+    capsys.readouterr()
     assert run_training(RunConfig.model_validate(longer), resume=str(checkpoints.parent)) == 0
+    said = "".join(capsys.readouterr())
+    assert f"apart from {checkpoints.parent} where it comes from; add --storage {tmp_path / 'old'} to go on" in said
     assert max((tmp_path / "new" / "run" / "checkpoints").glob("step_*")).name == "step_00000005"
+    assert run_training(RunConfig.model_validate(longer), resume=str(tmp_path / "new" / "run")) == 0
+    assert "apart from" not in "".join(capsys.readouterr()), "the run itself"

@@ -16,6 +16,7 @@ import typer
 import hai
 from hai.cli import app
 from hai.config import load_config
+from hai.config.sweep import load_sweep
 
 ROOT = Path(hai.__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "hai").rglob("*.py"))
@@ -26,12 +27,23 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Imports point to the same layer or down. A new module is put into its layer here.
 LAYERS = [
-    {"hai", "hai.errors", "hai.types", "hai.paths", "hai.provenance", "hai.progress", "hai.console", "hai.masking"},
+    {
+        "hai",
+        "hai.errors",
+        "hai.types",
+        "hai.paths",
+        "hai.provenance",
+        "hai.progress",
+        "hai.console",
+        "hai.masking",
+        "hai.live",
+    },
     {"hai.config"},
     {
         "hai.data",
         "hai.by_source",
         "hai.calibration",
+        "hai.error_table",
         "hai.models",
         "hai.losses",
         "hai.memory",
@@ -48,7 +60,7 @@ LAYERS = [
         "hai.score_scale",
         "hai.faces",
     },
-    {"hai.checkpoint", "hai.embeddings", "hai.distributed", "hai.state"},
+    {"hai.checkpoint", "hai.embeddings", "hai.distributed", "hai.state", "hai.sweep"},
     {"hai.tasks"},
     {
         "hai.context",
@@ -60,9 +72,18 @@ LAYERS = [
         "hai.loop",
         "hai.trained",
     },
-    {"hai.report", "hai.predict", "hai.evaluation", "hai.ranking", "hai.export", "hai.submit"},
+    {
+        "hai.report",
+        "hai.explain",
+        "hai.robustness",
+        "hai.predict",
+        "hai.evaluation",
+        "hai.ranking",
+        "hai.export",
+        "hai.submit",
+    },
     {"hai.launch"},
-    {"hai.cli", "hai.api", "hai.benchmark", "hai.doctor"},
+    {"hai.cli", "hai.api", "hai.benchmark", "hai.doctor", "hai.notebook"},
 ]
 
 
@@ -238,7 +259,7 @@ def test_import_and_help_load_nothing_heavy():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_loads_and_opens_with_command_cost_and_expectation(path):
-    load_config(path)
+    (load_sweep if path.parent.name == "tune" else load_config)(path)
     head = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert f"--config {path.relative_to(ROOT)}" in path.read_text(encoding="utf-8")
     assert head.startswith("#")

@@ -15,6 +15,7 @@ from hai.errors import ConfigError, DataError
 from hai.launch.bar import TrainingBar
 from hai.launch.cluster import keep_token, live_address
 from hai.launch.plan import Plan, located
+from hai.launch.room import Machine
 from hai.launch.signals import StopSignals
 from hai.types import STOP
 
@@ -103,7 +104,7 @@ def test_rays_token_is_for_its_owners_eyes(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_the_group_fits_the_cluster_or_the_user_is_told() -> None:
     from hai.launch.ray_train import _scaling
 
-    machine = {"CPU": 8.0, "GPU": 2.0}
+    machine = [Machine(8, 2)]
     every = _scaling(ScaleConfig(), machine)
     assert (every.num_workers, every.use_gpu, every.resources_per_worker) == (2, True, {"CPU": 4, "GPU": 1})
     cpu = _scaling(ScaleConfig(use_gpu=False), machine)
@@ -115,6 +116,8 @@ def test_the_group_fits_the_cluster_or_the_user_is_told() -> None:
         _scaling(ScaleConfig(num_workers=3), machine)
     with pytest.raises(ConfigError, match="has 8 CPUs"):
         _scaling(ScaleConfig(num_workers=9, use_gpu=False), machine)
+    with pytest.raises(ConfigError, match="room for 0 such workers"):  # no worker spans two machines
+        _scaling(ScaleConfig(num_workers=1, cpus_per_worker=5), [Machine(4, 1), Machine(4, 1)])
 
 
 def test_a_workers_error_keeps_its_kind() -> None:

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from metadata_server import metadata_server
@@ -61,6 +62,19 @@ def test_a_server_of_another_kind_is_no_cloud(cloud: str, other: str) -> None:
         port = there.server_port
         url = asked.environment[name].replace(str(asked.server_port), str(port))
         assert find_source({name: url, off: "true"}) is None
+
+
+def test_a_file_is_a_notice_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: queue.Queue[Notice] = queue.Queue()
+    monkeypatch.setenv("HAI_NOTICE_FILE", str(tmp_path / "leave"))
+    watch = NoticeWatch(taken.put)
+    watch.start()
+    with pytest.raises(queue.Empty):
+        taken.get(timeout=0.3)
+    (tmp_path / "leave").touch()
+    assert taken.get(timeout=30) == Notice("the cluster", 15.0)
+    watch.join(timeout=30)
+    assert not watch.is_alive()
 
 
 def test_off_the_clouds_nobody_asks_on() -> None:

@@ -1,0 +1,95 @@
+"""A checkpoint as a folder of its own: weights and config without optimizer state, paths or logs of the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from hai.checkpoint.format import MANIFEST, write_checkpoint
+from hai.checkpoint.records import CONFIG, save_json, save_text
+from hai.config.load import show_config
+from hai.config.schema import CheckpointConfig, LoggingConfig, RunConfig, ScaleConfig
+from hai.errors import ConfigError
+from hai.export.facts import model_facts, trained_checkpoint
+from hai.types import Record
+
+if TYPE_CHECKING:
+    from hai.trained import Trained
+
+__all__ = ["FACTS", "check_folder", "served_config", "write_folder"]
+
+FACTS: Final = "config.json"
+"""What other programs read; hai itself reads run.yaml and state.json."""
+
+_TRAINING_ONLY: Final = (
+    "evaluations",
+    "evaluations_without_improvement",
+    "memory",
+    "micro_batch_size",
+    "rollbacks",
+    "scaler",
+    "sums",
+    "torch_threads",
+    "world_size",
+)
+
+
+def check_folder(target: Path) -> None:
+    """Refuse a target that exists and is not an earlier export."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    try:
+        if "hai" in json.loads((target / FACTS).read_text(encoding="utf-8")) and (target / MANIFEST).is_file():
+            return
+    except (OSError, ValueError):
+        pass
+    raise ConfigError(f"--output = {target}; exists and is no export of hai; name a new folder")
+
+
+def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None = None) -> int:
+    """Write the folder, whole or not at all; an earlier export in its place is replaced.
+
+    It is a checkpoint folder with its run.yaml inside, so every verb takes it as REF.
+
+    Args:
+        trained: on the CPU.
+        target: the folder.
+        texts: more files by name.
+
+    Returns:
+        Its size, bytes.
+    """
+    meta: Record = {key: value for key, value in trained.checkpoint.meta.items() if key not in _TRAINING_ONLY}
+    meta["exported"] = trained_checkpoint(trained)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hai-") as room:
+        folder = Path(room) / "export"
+        write_checkpoint(folder, trained.model.state_dict(), {}, meta)
+        save_text(folder / CONFIG, show_config(served_config(trained.config)))
+        save_json(folder / FACTS, model_facts(trained))
+        for name, text in (texts or {}).items():
+            save_text(folder / name, text)
+        if target.exists():
+            os.rename(target, Path(room) / "old")
+        os.rename(folder, target)
+        shutil.rmtree(Path(room) / "old", ignore_errors=True)
+    return sum(path.stat().st_size for path in target.iterdir())
+
+
+def served_config(config: RunConfig) -> RunConfig:
+    """Keep what serving and a reader need: sources by name alone, no storage, no machine's settings."""
+    data = config.data
+    sources = [source.model_copy(update={"path": source.name, "image_dir": None}) for source in data.sources]
+    return config.model_copy(
+        update={
+            "storage": None,
+            "data": data.model_copy(update={"sources": sources, "embedding_cache": None, "num_threads": None}),
+            "checkpoint": CheckpointConfig(),
+            "scale": ScaleConfig(),
+            "logging": LoggingConfig(),
+        }
+    )

@@ -1,0 +1,169 @@
+"""Where a sweep's records meet those who carry out its trials: work is handed out here, and what came of it noted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hai.config.schema import RunConfig
+from hai.console import shown
+from hai.sweep.folder import TRIALS, SweepFolder
+from hai.sweep.records import TrialRecord, best_trial, trials_csv
+from hai.sweep.strategy import Job, Outcome, Strategy
+from hai.types import Record
+
+__all__ = ["Board", "params_text"]
+
+
+class Board:
+    """Hand out pieces of work and keep the records; may be called from any thread.
+
+    Args:
+        strategy: decides what comes next.
+        folder: keeps the records.
+        metric: name of what trials are compared by.
+        mode: max or min.
+        keys: of the space.
+        common: what every job's JSON holds besides: storage, provenance.
+        say: takes a line for people.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        folder: SweepFolder,
+        *,
+        metric: str,
+        mode: str,
+        keys: list[str],
+        common: Record,
+        say: Callable[[str], None],
+    ) -> None:
+        self._strategy, self._folder, self._say = strategy, folder, say
+        self._metric, self._mode, self._keys, self._common = metric, mode, keys, common
+        self._lock = threading.RLock()
+        self._stopped = False
+        self._troubles: dict[int, str] = {}
+        self._unsaved = False
+        self._trials: dict[int, TrialRecord] = {}
+        for trial in folder.load_trials():
+            status = "pending" if trial.status == "running" else trial.status
+            self._trials[trial.number] = replace(trial, status=status)
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """Return all records, by number."""
+        with self._lock:
+            return [self._trials[number] for number in sorted(self._trials)]
+
+    @property
+    def num_running(self) -> int:
+        """Count the trials that somebody trains."""
+        return sum(trial.status == "running" for trial in self.trials)
+
+    def stop(self) -> None:
+        """Hand out no more."""
+        self._stopped = True
+
+    def is_over(self) -> bool:
+        """Say whether nothing runs and nothing will."""
+        with self._lock:
+            return self.num_running == 0 and (self._stopped or self._strategy.next_job(self.trials) is None)
+
+    def take(self, shaped: Callable[[RunConfig], RunConfig]) -> Record | None:
+        """Hand out the next piece of work as JSON; None where there is none now.
+
+        Args:
+            shaped: puts into a trial's config what it is to run on.
+        """
+        with self._lock:
+            while not self._stopped:
+                job = self._strategy.next_job(self.trials)
+                if job is None:
+                    return None
+                self._trials[job.trial.number] = job.trial
+                self._save()
+                if job.config is not None:
+                    return self._record(job, shaped(job.config))
+                self._say(f"trial {job.trial.number}: failed: {job.trial.error}")
+            return None
+
+    def ended(self, number: int, outcome: Mapping[str, Any]) -> None:
+        """Note how a piece of work ended, given the fields of `Outcome`."""
+        with self._lock:
+            history = tuple((step, value) for step, value in outcome.get("history", ()))
+            trial = self._strategy.settled(self._trials[number], Outcome(**{**outcome, "history": history}))
+            self._trials[number] = trial
+            self._save()
+        line = _line(trial, self._metric, params_text(trial.params))
+        if line:
+            self._say(line)
+
+    def note_trouble(self, number: int, text: str) -> None:
+        """Remember what went wrong in a trial that will be started again, in case that does not help."""
+        self._troubles[number] = text
+        self._say(f"trial {number}: {text.splitlines()[0]}; starting it again from its newest checkpoint")
+
+    def failed(self, number: int) -> None:
+        """Note that a trial has failed for good."""
+        text = self._troubles.get(number, "its process has died again and again; most likely memory has run out")
+        self.ended(number, {"status": "failed", "error": text})
+
+    def progress(self) -> Record:
+        """Say how far the sweep is, for people."""
+        trials = self.trials
+        best = best_trial(trials, self._mode)
+        found = {"metric": self._metric, "value": best.value, "trial": best.number} if best is not None else None
+        ended = sum(trial.status in ("finished", "stopped", "failed") for trial in trials)
+        base = sum(trial.number == 0 for trial in trials)
+        more = sum(trial.generation > 0 for trial in trials)
+        return {
+            "ended": ended,
+            "total": self._strategy.num_trials + base + more,
+            "running": self.num_running,
+            "best": found,
+        }
+
+    def _record(self, job: Job, config: RunConfig) -> Record:
+        trial = job.trial
+        parent, _, step = trial.parent.partition("/")
+        resume = f"{self._common['storage']}/{parent}/checkpoints/{step}" if parent else None
+        return {
+            **self._common,
+            "number": trial.number,
+            "id": trial.id,
+            "config": config.model_dump_json(),
+            "until_epoch": job.until_epoch,
+            "resume": resume,
+            "metric": self._metric,
+        }
+
+    def _save(self) -> None:
+        """Write trials.csv; a disk that is full costs the table's newest lines, not the sweep."""
+        try:
+            self._folder.save_text(TRIALS, trials_csv(self.trials, self._keys))
+            self._unsaved = False
+        except OSError as error:
+            if not self._unsaved:
+                self._say(f"{TRIALS}: {error.strerror or error}; the sweep goes on, will try again")
+            self._unsaved = True
+
+
+def params_text(params: Mapping[str, Any]) -> str:
+    """Write a trial's values on a line, keys by their last names where these say enough."""
+    last = [key.rpartition(".")[2] for key in params]
+    names = [name if last.count(name) == 1 else key for key, name in zip(params, last, strict=True)]
+    return ", ".join(f"{name} {shown(value)}" for name, value in zip(names, params.values(), strict=True))
+
+
+def _line(trial: TrialRecord, metric: str, params: str) -> str:
+    name = f"trial {trial.number}" + (" (the base)" if trial.number == 0 else "")
+    if trial.status == "failed":
+        return f"{name}: failed: {trial.error.splitlines()[0] if trial.error else 'for an unknown reason'}; {params}"
+    if trial.status == "pending":
+        return f"{name}: saved at step {trial.step}"
+    value = "no value yet" if trial.value is None else f"{metric} {trial.value:.4f}"
+    going = "" if trial.status == "finished" else ", paused"
+    return f"{name}: {value} at step {trial.step}{going}, {trial.seconds:.0f} s; {params}"

@@ -1,0 +1,134 @@
+"""One piece of a trial's training: a normal run in a folder of its own, up to where it is to be compared."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hai.checkpoint.owner import Owner
+from hai.checkpoint.reach import reach
+from hai.checkpoint.records import METRICS, parse_records
+from hai.checkpoint.remote import Location, locate
+from hai.config.schema import RunConfig
+from hai.errors import CheckpointError, ConfigError
+from hai.launch.plan import Plan
+from hai.types import Record
+
+__all__ = ["train_trial"]
+
+_PATIENCE_SECONDS = 30.0  # a process that was killed a moment ago may still hold the folder
+
+
+def train_trial(
+    job: Record,
+    *,
+    num_workers: int,
+    on_gpu: bool,
+    request: Callable[[], int],
+    say: Callable[[str], None],
+) -> Record:
+    """Train a piece and return how it ended: the fields of `hai.sweep.strategy.Outcome`, as JSON.
+
+    Args:
+        job: `config` (JSON), `storage`, `id`, `until_epoch`, `resume`, `metric`, `provenance`.
+        num_workers: 1 trains here, more through Ray Train.
+        on_gpu: whether this process has a GPU.
+        request: asked between steps: 0 or STOP.
+        say: takes a line for people.
+
+    Raises:
+        HaiError: the user can mend it.
+    """
+    start = time.monotonic()
+    config = RunConfig.model_validate_json(job["config"])
+    location = locate(job["storage"], job["id"])
+    with _owned(location, say) as attempt:
+        plan = Plan(
+            config=job["config"],
+            storage=job["storage"],
+            name=job["id"],
+            attempt=attempt,
+            resume=job["resume"],
+            until_epoch=job["until_epoch"],
+            provenance=job["provenance"],
+        )
+        if num_workers == 1:
+            summary = _train_here(plan, on_gpu, request, say)
+        else:
+            from hai.launch.ray_train import train_on_ray
+
+            summary = train_on_ray(config, plan, say=say, show=lambda _: None, request=request).summary
+    evaluations = _evaluations(location, job["metric"], is_here=num_workers == 1)
+    best_step = int((summary.get("best") or {"step": -1})["step"])
+    values = {step: value for step, _, value in evaluations}
+    until, status = job["until_epoch"], str(summary["status"])
+    if status == "interrupted" and until is not None and evaluations and evaluations[-1][1] >= until - 1e-9:
+        status = "paused"
+    return {
+        "status": status,
+        "step": int(summary["step"]),
+        "seconds": time.monotonic() - start,
+        "value": values.get(best_step),
+        "last": evaluations[-1][2] if evaluations else None,
+        "history": [[step, value] for step, _, value in evaluations],
+        "error": "",
+    }
+
+
+def _train_here(plan: Plan, on_gpu: bool, request: Callable[[], int], say: Callable[[str], None]) -> Record:
+    import torch
+
+    from hai.launch.worker import run_worker
+    from hai.memory import free_memory
+
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    try:
+        return run_worker(
+            plan, device=device, request=request, report=lambda _: None, say=say, show=lambda _: None
+        )  # fmt: skip
+    finally:
+        free_memory(device)
+
+
+@contextlib.contextmanager
+def _owned(location: Location, say: Callable[[str], None]) -> Any:
+    """Own a trial's folder for the length of the block."""
+    owner, deadline = Owner(location, say), time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            attempt = owner.acquire()
+            break
+        except CheckpointError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+    try:
+        yield attempt
+    finally:
+        owner.release()
+
+
+def _evaluations(location: Location, metric: str, *, is_here: bool) -> list[tuple[int, float, float]]:
+    """Read (step, epoch, metric) of every evaluation of a run.
+
+    Raises:
+        ConfigError: the evaluations have no such metric.
+    """
+    remote, path = location.remote, location.path / METRICS
+    if remote is not None and not (is_here and path.exists()):
+        content = reach(remote.url, lambda: remote.read(METRICS)) or b""
+    else:
+        content = path.read_bytes() if path.exists() else b""
+    records = [record for record in parse_records(content) if any(key.startswith("val/") for key in record)]
+    key = f"val/{metric}"
+    if records and not any(key in record for record in records):
+        known = sorted(name.removeprefix("val/") for name in records[-1] if name.startswith("val/"))
+        raise ConfigError(f"sweep.metric = {metric}; evaluations have {', '.join(known)}")
+    return [
+        (int(record["step"]), float(record["epoch"]), float(record[key]))
+        for record in records
+        if isinstance(record.get(key), int | float) and math.isfinite(record[key])
+    ]

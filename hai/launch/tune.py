@@ -1,0 +1,268 @@
+"""Carrying out a sweep's pieces of work with Ray Tune: one actor for as many trials at once as there is room for.
+
+Tune starts, reuses and restarts processes and knows nothing else: what comes next is the board's to say, what has been
+learned lies in the trials' run folders, and Tune's own records go to a folder that is deleted at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from hai.config.schema import RunConfig, ScaleConfig
+from hai.config.sweep import SweepSettings
+from hai.errors import ConfigError, HaiError
+from hai.launch.board import Board
+from hai.launch.cluster import connected
+from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
+from hai.launch.signals import StopSignals
+from hai.launch.trial import train_trial
+from hai.types import STOP, Record
+
+__all__ = ["Room", "room_for", "train_on_tune"]
+
+_FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA", "HF_HOME", "HF_HUB_OFFLINE")
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a trial gets, and how many trials fit at once.
+
+    Args:
+        workers: processes of a trial.
+        cpus: of a worker.
+        gpus: of a worker.
+        trials: at once.
+    """
+
+    workers: int
+    cpus: int
+    gpus: float
+    trials: int
+
+    def __str__(self) -> str:
+        each = f"{self.gpus:g} GPU and {self.cpus} CPU" if self.gpus else f"{self.cpus} CPU"
+        workers = f"{self.workers} workers with {each} each" if self.workers > 1 else each
+        return f"{self.trials} trial{'' if self.trials == 1 else 's'} at once, {workers}"
+
+
+def room_for(settings: SweepSettings, scale: ScaleConfig, nodes: Sequence[Mapping[str, float]]) -> Room:
+    """Work out how trials share a cluster so that each can start whole and none waits for ever.
+
+    Args:
+        settings: of the sweep.
+        scale: of the base config: `use_gpu` and `cpus_per_worker` count.
+        nodes: resources of each machine; a worker lies on one of them.
+
+    Raises:
+        ConfigError: not even one trial fits.
+    """
+    total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    use_gpu = total["GPU"] > 0 if scale.use_gpu is None else scale.use_gpu
+    workers = settings.workers_per_trial
+    gpus = (1.0 if settings.gpus_per_worker is None else settings.gpus_per_worker) if use_gpu else 0.0
+    cpus = settings.cpus_per_worker or scale.cpus_per_worker
+    if cpus is None:
+        places = int(sum(node.get("GPU", 0.0) // gpus for node in nodes)) if gpus else 0
+        most = min(places, (settings.max_concurrent or places) * workers)
+        cpus = max(1, int(total["CPU"] // most)) if most else 1
+        cpus = min(cpus, max((int(node.get("CPU", 0.0)) for node in nodes), default=1) or 1)
+
+    def places_on(node: Mapping[str, float], cpus: int) -> int:
+        fits = int(node.get("CPU", 0.0) // cpus)
+        return min(fits, int((node.get("GPU", 0.0) + 1e-6) // gpus)) if gpus else fits
+
+    trials = sum(places_on(node, cpus) for node in nodes) // workers
+    if trials == 0:
+        kind = f"{gpus:g} GPU and {cpus} CPU" if gpus else f"{cpus} CPU"
+        raise ConfigError(
+            f"sweep.workers_per_trial = {workers} with {kind} each: the cluster has {total['GPU']:g} GPUs and "
+            f"{total['CPU']:g} CPUs on {len(nodes)} machine{'' if len(nodes) == 1 else 's'}; lower "
+            "sweep.workers_per_trial, sweep.cpus_per_worker or sweep.gpus_per_worker, or set scale.use_gpu=false"
+        )
+    return Room(workers, cpus, gpus, min(trials, settings.max_concurrent or trials))
+
+
+def train_on_tune(
+    board: Board,
+    config: RunConfig,
+    settings: SweepSettings,
+    *,
+    prepare: Callable[[Room, Callable[[], int]], bool],
+    time_left: Callable[[], float],
+    say: Callable[[str], None],
+    show: Callable[[Record], None],
+) -> int:
+    """Train trials until the board has no more or a signal comes; returns STOP in that case, else 0.
+
+    Args:
+        board: hands out work.
+        config: the base config.
+        settings: of the sweep.
+        prepare: computes what all trials read, given the room and what asks it to stop; False if it was stopped.
+        time_left: seconds until the sweep's time limit.
+        say: takes a line for people.
+        show: takes the sweep's progress.
+
+    Raises:
+        HaiError: a trial cannot fit, or what `prepare` raises.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    with connected(say), StopSignals(say) as signals:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        room = room_for(settings, config.scale, nodes)
+        say(f"room for {room}")
+        if not prepare(room, lambda: signals.request):
+            return STOP
+        own_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
+        with tempfile.TemporaryDirectory(prefix="hai-tune-") as scratch:
+            tuner = _tuner(board, mailbox, room, config, scratch)
+            _attend(tuner, mailbox, board, signals, time_left, say=say, show=show)
+        return signals.request
+
+
+def _tuner(board: Board, mailbox: Any, room: Room, config: RunConfig, scratch: str) -> Any:
+    environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    needs: dict[str, float] = {"cpu": room.cpus, "gpu": room.gpus}
+    if room.workers > 1:  # the workers claim what they need; this process only waits for them
+        needs = {"cpu": 0, "memory": 1 << 20}
+    trainable = tune.with_parameters(_trial, mailbox=mailbox, room=room, environment=environment)
+    return tune.Tuner(
+        tune.with_resources(trainable, needs),
+        tune_config=tune.TuneConfig(search_alg=_Work(board, room), num_samples=-1, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=scratch,
+            verbose=0,
+            progress_reporter=tune.CLIReporter(),  # silent; in a notebook Tune's own choice would clear the cell
+            failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
+        ),
+    )
+
+
+class _Work(Searcher):
+    """Tune's view of the board: whatever it is asked to try is the next piece of work."""
+
+    def __init__(self, board: Board | None, room: Room | None = None) -> None:
+        super().__init__(metric="outcome", mode="max")
+        self._board, self._room = board, room
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Record | None:
+        """Return the next piece; None while there is no room or nothing to do yet."""
+        board, room = self._board, self._room
+        assert board is not None
+        assert room is not None
+        if board.num_running >= room.trials:
+            return None
+        job = board.take(lambda config: _shaped(config, room))
+        if job is None:
+            return cast("Record", Searcher.FINISHED) if board.is_over() else None
+        self._numbers[trial_id] = int(job["number"])
+        return {"job": json.dumps(job)}
+
+    def on_trial_complete(self, trial_id: str, result: Record | None = None, error: bool = False) -> None:
+        """Pass on how a piece has ended."""
+        number, board = self._numbers.pop(trial_id), self._board
+        assert board is not None
+        outcome = (result or {}).get("outcome")
+        if error or outcome is None:
+            board.failed(number)
+        else:
+            board.ended(number, json.loads(outcome))
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Keep nothing: the board does."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keep nothing."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Read nothing."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel empty: Tune writes its settings into the scratch folder."""
+        return (_Work, (None,))
+
+
+def _shaped(config: RunConfig, room: Room) -> RunConfig:
+    scale = config.scale.model_copy(
+        update={"num_workers": room.workers, "cpus_per_worker": room.cpus, "use_gpu": room.gpus > 0}
+    )
+    return config.model_copy(update={"scale": scale})
+
+
+def _trial(job: Record, mailbox: Any = None, room: Room | None = None, environment: Record | None = None) -> None:
+    """Train one piece; runs in an actor of Tune's, in a thread."""
+    assert room is not None
+    os.environ.update(environment or {})
+    record = json.loads(job["job"])
+    asked = Asked(mailbox)
+    asked.start()
+    try:
+        outcome = train_trial(
+            record, num_workers=room.workers, on_gpu=room.gpus > 0, request=asked.request, say=lambda _: None
+        )
+    except HaiError as error:  # the user's to mend: starting it again would not help
+        outcome = {"status": "failed", "error": str(error)}
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        ray.get(mailbox.put.remote("trouble", [record["number"], text]))
+        raise  # Tune starts the trial again in a fresh process, and it resumes
+    finally:
+        asked.end()
+    tune.report({"outcome": json.dumps(outcome)})
+
+
+def _attend(
+    tuner: Any, mailbox: Any, board: Board, signals: StopSignals, time_left: Callable[[], float], *,
+    say: Callable[[str], None], show: Callable[[Record], None],
+) -> None:  # fmt: skip
+    """Run Tune in a thread; pass on signals and troubles until it ends."""
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    fitting = threading.Thread(target=fit, name="hai-fit", daemon=True)
+    fitting.start()
+    is_stopping = False
+    while fitting.is_alive():
+        is_late = time_left() <= 0
+        if not is_stopping and (signals.request or is_late):
+            is_stopping = True
+            if is_late and not signals.request:
+                say("the time limit has come: saving what runs")
+            board.stop()
+            mailbox.ask.remote(STOP)
+        for kind, content in ray.get(mailbox.take.remote()):
+            if kind == "trouble":
+                board.note_trouble(*content)
+        show(board.progress())
+        time.sleep(POLL_SECONDS)
+    if failure:
+        raise failure[0]

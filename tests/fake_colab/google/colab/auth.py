@@ -1,0 +1,5 @@
+from google.colab import note
+
+
+def authenticate_user() -> None:
+    note("authenticate")

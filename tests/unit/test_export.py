@@ -1,0 +1,227 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ranked_run import save_ranker
+from trained_run import image_bytes, save_image, save_run
+
+import hai
+from hai.checkpoint.records import save_json
+from hai.cli import main
+from hai.config.schema import ModelConfig
+from hai.errors import CheckpointError, ConfigError
+from hai.export import run_export
+from hai.export.card import model_card
+from hai.export.facts import Origin, origin_of
+from hai.ranking import load_ranker
+from hai.score_scale import Scale
+from hai.trained import load_trained
+
+CPU = torch.device("cpu")
+FITTED = {"threshold": 0.6, "threshold_low": 0.5, "threshold_high": 0.7, "temperature": 2.0}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("runs"), overrides=("data.sources.0.name=studio",), **FITTED)
+
+
+@pytest.fixture(scope="module")
+def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("exports") / "detector"
+    assert run_export(str(run), "safetensors", str(target)) == 0
+    return target
+
+
+def pixels(size: int = 32) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(3).integers(0, 256, (5, 3, size, size), dtype=np.uint8))
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_gives_the_same_scores_and_holds_no_trace_of_the_machine(run: Path, folder: Path) -> None:
+    here, there = load_trained(str(run), CPU), load_trained(str(folder), CPU)
+    assert (here.logits(pixels()) == there.logits(pixels())).all()
+    assert (there.threshold, there.temperature, there.calibration) == (0.6, 2.0, here.calibration)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"MANIFEST.json", "config.json", "model.safetensors", "run.yaml", "state.json", "state.safetensors"}
+    for name in names:
+        content = (folder / name).read_bytes()
+        assert str(run.parent).encode() not in content
+        assert b"nowhere" not in content, "the path of a source"
+    assert there.config.data.sources[0].name == "studio"
+
+
+def test_config_json_says_what_other_programs_need(run: Path, folder: Path) -> None:
+    facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert facts["hai"] == hai.__version__
+    assert (facts["task"], facts["model"]) == ("detector", "compact")
+    assert facts["image"]["size"] == 32
+    assert facts["image"]["geometry"] == "resize"
+    assert facts["labels"] == ["real", "fake"]
+    assert (facts["threshold"], facts["threshold_interval"], facts["temperature"]) == (0.6, [0.5, 0.7], 2.0)
+    assert facts["checkpoint"] == {"step": 3, "sha256": load_trained(str(run), CPU).checkpoint.sha256}
+
+
+def test_the_folder_loads_without_ray(folder: Path, tmp_path: Path) -> None:
+    image = save_image(tmp_path / "a.png", 1)
+    code = textwrap.dedent(
+        f"""
+        import sys, torch
+        from hai.predict import load_picture
+        from hai.trained import load_trained
+        trained = load_trained({str(folder)!r}, torch.device("cpu"))
+        picture = load_picture(__import__("pathlib").Path({str(image)!r}), trained.layout)
+        print(trained.logits(torch.from_numpy(picture).permute(2, 0, 1)[None])[0])
+        assert "ray" not in sys.modules
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert np.isfinite(float(done.stdout))
+
+
+def test_an_export_can_be_exported_again_and_remembers_its_checkpoint(run: Path, folder: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    run_export(str(folder), "safetensors", str(again))
+    facts, before = (json.loads((place / "config.json").read_text(encoding="utf-8")) for place in (again, folder))
+    assert facts == before
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_a_damaged_export_is_refused(folder: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    content = bytearray((damaged / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (damaged / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: sha256"):
+        load_trained(str(damaged), CPU)
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else_is(run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run_export(str(run), "safetensors", str(target))
+    (target / "old.txt").write_text("left from before")
+    run_export(str(run), "safetensors", str(target))
+    assert not (target / "old.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
+    precious = tmp_path / "photos"
+    save_image(precious / "a.png", 1)
+    with pytest.raises(ConfigError, match=r"--output = .*photos; exists and is no export"):
+        run_export(str(run), "safetensors", str(precious))
+    assert (precious / "a.png").exists()
+
+
+def test_all_wrong_options_are_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["export", "--checkpoint", "x", "--format", "onnx", "--output", str(tmp_path / "m.onnx")]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--push", "a/b", "--license", "mit"])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(";")[0] for line in lines] == ["--push", "--license"]
+
+
+def test_a_ranker_s_folder_compares_as_its_run_does(tmp_path: Path) -> None:
+    run = save_ranker(tmp_path, "taste", Scale(temperature=0.5, center=0.1, thresholds=(0.2, 0.0)))
+    target = tmp_path / "out"
+    run_export(str(run), "safetensors", str(target))
+    left, right = image_bytes(1), image_bytes(2)
+    assert load_ranker(target, "cpu").compare(left, right) == load_ranker(run, "cpu").compare(left, right)
+    facts = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    assert facts["tiers"] == ["gold", "silver", "bronze"]
+    assert facts["scale"]["temperature"] == 0.5
+
+
+# -- the card ----------------------------------------------------------------------------------------------------------
+
+
+def front_matter(card: str) -> dict[str, object]:
+    found = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(found, dict)
+    return found
+
+
+def evaluation(sha256: str) -> dict[str, object]:
+    metrics = {
+        "f1_macro": {"value": 0.8123, "low": 0.71, "high": 0.9},
+        "roc_auc": {"value": 0.9, "low": 0.8, "high": 1},
+    }
+    return {
+        "n": 120,
+        "num_groups": 30,
+        "metrics": metrics,
+        "per_source": [{"source": "studio"}],
+        "checkpoint": {"sha256": sha256},
+        "data": {"split": "test"},
+    }
+
+
+def test_the_card_is_filled_from_the_run(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "bright"
+    shutil.copytree(run, own)
+    trained = load_trained(str(own), CPU)
+    save_json(own / "evaluation" / "test" / "evaluation.json", evaluation(trained.checkpoint.sha256))
+    card = model_card(trained, "someone/bright", "apache-2.0")
+    data = front_matter(card)
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
+        "apache-2.0",
+        "hai",
+        "image-classification",
+    )
+    (index,) = data["model-index"]  # type: ignore[misc]
+    assert [metric["value"] for metric in index["results"][0]["metrics"]] == [0.8123, 0.9]
+    assert "| f1_macro | 0.8123 | 0.710 to 0.900 |" in card
+    assert "on 120 images in 30 independent groups, the split test." in card
+    assert "0.600 (95 % interval 0.500 to 0.700)" in card
+    assert "random weights" in card
+    assert trained.checkpoint.sha256[:12] in card
+    assert str(tmp_path) not in card
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        compile(code, "card", "exec")
+        assert "someone/bright" in code
+
+
+def test_an_evaluation_of_another_checkpoint_does_not_count(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "bright"
+    shutil.copytree(run, own)
+    save_json(own / "evaluation" / "test" / "evaluation.json", evaluation("0" * 64))
+    card = model_card(load_trained(str(own), CPU), "someone/bright")
+    data = front_matter(card)
+    assert "model-index" not in data
+    assert "license" not in data
+    assert "0.8123" not in card
+    assert "| f1_macro | 0.7500 |" in card
+    assert "chosen on these images" in card
+    assert "has chosen no licence" in card
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "expected"),
+    [
+        ("compact", True, None),
+        ("dual_branch_v2", False, None),
+        ("dual_branch_v2", True, Origin("timm/efficientnet_b4.ra2_in1k", "apache-2.0")),
+        ("timm:vit_base_patch14_dinov2.lvd142m", True, Origin("timm/vit_base_patch14_dinov2.lvd142m", "apache-2.0")),
+        ("timm:resnet18", "weights.safetensors", Origin("", "")),
+    ],
+)
+def test_where_weights_come_from(name: str, pretrained: bool | str, expected: Origin | None) -> None:
+    assert origin_of(ModelConfig(name=name, pretrained=pretrained)) == expected
+
+
+def test_terms_of_published_weights_are_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hai.export.card.origin_of", lambda _: Origin("timm/some.weights", "cc-by-nc-4.0"))
+    card = model_card(load_trained(str(run), CPU), "someone/bright")
+    assert front_matter(card)["base_model"] == "timm/some.weights"
+    assert (
+        "[timm/some.weights](https://huggingface.co/timm/some.weights), whose terms, `cc-by-nc-4.0`, hold too" in card
+    )

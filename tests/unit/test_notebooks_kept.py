@@ -1,0 +1,66 @@
+"""The notebooks as they are kept: without outputs, short, with a form that Colab reads."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hai
+from hai import notebook
+
+ROOT = Path(hai.__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FIELD = re.compile(r'([A-Z]+) = (.+?)  # @param (?:\{type:"(string|boolean)"\}|(\[.*\]) \{allow-input: true\})')
+
+
+def cells(path: Path, kind: str) -> list[dict[str, Any]]:
+    kept = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [{**cell, "text": "".join(cell["source"])} for cell in kept if cell["cell_type"] == kind]
+
+
+def as_python(text: str) -> str:
+    """A cell's code with its shell lines left out."""
+    return re.sub(r"^(\s*)!.*$", r"\1pass", text, flags=re.MULTILINE)
+
+
+def test_both_are_here():
+    assert [path.name for path in NOTEBOOKS] == ["colab_single_node.ipynb", "tune_sweep.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_not_kept(path):
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells(path, "code"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_is_a_form_and_the_only_one_with_fields(path):
+    form, *rest = cells(path, "code")
+    fields = [line for line in form["text"].splitlines() if not line.startswith("#")]
+    assert all(FIELD.fullmatch(line) for line in fields)
+    assert form["metadata"] == {"cellView": "form"}
+    assert not [cell for cell in rest if "@param" in cell["text"]]
+    for line in fields:
+        _, value, kind, choices = FIELD.fullmatch(line).groups()
+        assert isinstance(ast.literal_eval(value), bool if kind == "boolean" else str)
+        assert not choices or ast.literal_eval(value) in json.loads(choices)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_short_and_call_what_exists(path):
+    for cell in cells(path, "code"):
+        code = [line for line in cell["text"].splitlines() if line and not line.startswith("#")]
+        assert len(code) <= 17
+        for node in ast.walk(ast.parse(as_python(cell["text"]))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "notebook":
+                assert node.attr in notebook.__all__
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_configs_in_the_form_are_here(path):
+    (line,) = [line for line in cells(path, "code")[0]["text"].splitlines() if line.startswith("CONFIG")]
+    assert all((ROOT / config).is_file() for config in json.loads(FIELD.fullmatch(line)[4]))
