@@ -22,6 +22,7 @@ from hai.data.archives import is_archive, unpack
 from hai.data.folders import VIDEO_SUFFIXES
 from hai.data.images import IMAGE_SUFFIXES
 from hai.errors import DataError
+from hai.faces.contact import CONTACT_SHEET
 from hai.faces.settings import PREPROCESS
 from hai.paths import cache_folder
 
@@ -131,6 +132,8 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
     names = []
     for parent, folders, files in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+        if PREPROCESS in files and CONTACT_SHEET in files:  # an overview of the crops that lie below
+            files.remove(CONTACT_SHEET)
         names += [
             (Path(parent) / name).relative_to(folder).as_posix()
             for name in files

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hai.data.images import decode_image, fit_image
-from hai.errors import DataError
+from hai.errors import DataError, HaiError
 from hai.faces.boxes import Face, square_around
 from hai.faces.crops import crop_pictures, encode_crop, read_pictures
 from hai.faces.settings import CropSettings
@@ -96,12 +96,18 @@ def load_pictures(view: View, job: Job) -> Pictures:
         ConfigError: a face detector cannot be loaded.
     """
     began = time.perf_counter()
+    nothing = np.zeros((0, view.size, view.size, 3), np.uint8)
     try:
         pixels, num_faces, reading, num_read = pictures_of(view, job)
     except DataError as error:
-        return Pictures(np.zeros((0, view.size, view.size, 3), np.uint8), error=str(error))
+        return Pictures(nothing, error=str(error))
+    except HaiError:
+        raise
     except MemoryError:
-        return Pictures(np.zeros((0, view.size, view.size, 3), np.uint8), error="needs more memory than there is")
+        return Pictures(nothing, error="needs more memory than there is")
+    except Exception as error:  # detectors meet images that nobody thought of; one file must not end the work
+        reason = " ".join(str(error).split())
+        return Pictures(nothing, error=f"cannot be looked at ({type(error).__name__}: {reason})")
     return Pictures(pixels, num_faces, "", reading, time.perf_counter() - began - reading, num_read)
 
 

@@ -16,6 +16,7 @@ from videos import face_photo, numbered, save_video, wall, with_face
 from hai.data.images import decode_image
 from hai.faces.crops import crop_file
 from hai.faces.settings import PREPROCESS, CropSettings, as_record
+from hai.predict import pictures
 from hai.predict.aggregate import aggregate
 from hai.predict.files import is_ready_crop
 from hai.predict.pictures import Job, Pictures, View, load_pictures
@@ -54,6 +55,15 @@ def test_unusable_files_say_why(tmp_path: Path) -> None:
     assert "not an image" in look(PLAIN, tmp_path / "b.jpg").error
     assert "cannot be read" in look(PLAIN, tmp_path / "absent.png").error
     assert len(look(PLAIN, tmp_path / "b.jpg").pixels) == 0
+
+
+def test_a_detector_that_fails_costs_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("shapes\n differ")
+
+    monkeypatch.setattr(pictures, "crop_pictures", fail)
+    found = look(CUT, save_image(tmp_path / "a.png", 1))
+    assert (len(found.pixels), found.error) == (0, "cannot be looked at (RuntimeError: shapes differ)")
 
 
 def test_pictures_are_the_crops_that_training_saw(raw: Path) -> None:

@@ -10,6 +10,7 @@ from trained_run import image_bytes, save_image, save_run
 from videos import numbered, save_video
 
 from hai.errors import CheckpointError, ConfigError, DataError
+from hai.faces.contact import CONTACT_SHEET
 from hai.faces.crops import crop_file
 from hai.faces.settings import PREPROCESS, CropSettings
 from hai.predict import find_files, run_prediction
@@ -319,6 +320,7 @@ def test_faces_are_cut_as_in_training(raw: Path, tmp_path: Path, capsys) -> None
     (tmp_path / "crops" / PREPROCESS).write_text("{}", encoding="utf-8")
     for crop in crop_file(source / "person1.mp4", "video", settings).crops:
         (crops / f"{crop.frame}.jpg").write_bytes(crop.data)
+    (tmp_path / "crops" / CONTACT_SHEET).write_bytes(image_bytes(1, kind="JPEG"))
     ready = predict(trained, tmp_path / "crops", tmp_path)
     assert [row["num_faces"] for row in ready] == ["0"] * 4
     logits = [np.log(p / (1 - p)) for p in (float(row["probability_fake"]) for row in ready)]
