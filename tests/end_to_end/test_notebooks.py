@@ -121,7 +121,7 @@ def test_colab_twice_and_the_second_session_goes_on(colab: dict[str, str], tmp_p
     shutil.rmtree(tmp_path / "machine")  # the machine is lost, the Drive is not
     again = {**form, "SETTINGS": f"train.max_steps=8 scale.launcher=in_process {FAST}", "DISCONNECT": True}
     seen = execute(filled("colab_single_node.ipynb", **again), content, **colab)
-    assert "step 4" in seen["train"]
+    assert "resuming from step_00000004" in seen["train"]
     steps = [record["step"] for record in records(run)]
     assert steps == sorted(set(steps))
     assert steps[-1] == 8
