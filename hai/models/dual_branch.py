@@ -61,7 +61,8 @@ def spectra(image: Tensor) -> Tensor:
     with torch.autocast(image.device.type, enabled=False):
         if torch.onnx.is_in_onnx_export():  # ONNX's own transform is 70 times less exact
             amplitude, phase = polar_transform(image.float())
-            return torch.fft.fftshift(torch.cat([torch.log(amplitude + 1e-8), phase], dim=1), dim=(-2, -1))
+            both = torch.cat([torch.log(amplitude + 1e-8), phase], dim=1)
+            return cast(Tensor, torch.fft.fftshift(both, dim=(-2, -1)))
         transform = torch.fft.fftshift(torch.fft.fft2(image.float()), dim=(-2, -1))
         return torch.cat([torch.log(transform.abs() + 1e-8), transform.angle()], dim=1)
 
