@@ -70,6 +70,7 @@ class _Detector(nn.Module):
     """Image -> P(fake) [N] and calibrated logit [N]."""
 
     outputs = ("probability_fake", "logit")
+    compared = "logit"
 
     def __init__(self, model: nn.Module, temperature: float) -> None:
         super().__init__()
@@ -85,6 +86,7 @@ class _Ranker(nn.Module):
     """Image -> score [N], higher is better, and the heads' standard deviation [N]."""
 
     outputs = ("score", "spread")
+    compared = "score"
 
     def __init__(self, model: Scorer, pairs: PairsConfig) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ def export_onnx(trained: Trained, target: Path) -> Exported:
         written = Path(room) / target.name
         program.save(str(written), external_data=size > _LARGEST_FILE)
         del program
-        difference = _difference(trained, written, images, graph.outputs[-1])
+        difference = _difference(trained, written, images, graph.compared)
         files = sorted(Path(room).iterdir(), key=lambda path: path == written)  # the graph last: it names the other
         total = sum(path.stat().st_size for path in files)
         for path in files:
