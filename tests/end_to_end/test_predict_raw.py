@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from hai.predict import run_prediction
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -39,9 +41,9 @@ def test_prediction_follows_the_preprocessing_of_its_training_data(raw, tmp_path
     kept = json.loads((tmp_path / "runs/run/checkpoints/step_00000002/state.json").read_text(encoding="utf-8"))
     assert kept["crop_settings"] == json.loads((crops / "preprocess.json").read_text(encoding="utf-8"))["settings"]
 
-    checkpoint = ("--checkpoint", tmp_path / "runs/run")
-    hai("predict", *checkpoint, "--input", raw, "--output", tmp_path / "raw.csv", "--frames", 3)
-    hai("predict", *checkpoint, "--input", crops, "--output", tmp_path / "crops.csv")
+    checkpoint = str(tmp_path / "runs/run")
+    assert run_prediction([checkpoint], [str(raw)], str(tmp_path / "raw.csv"), frames=3) == 0
+    assert run_prediction([checkpoint], [str(crops)], str(tmp_path / "crops.csv")) == 0
     with open(tmp_path / "raw.csv", encoding="utf-8", newline="") as file:
         rows = {row["filename"]: row for row in csv.DictReader(file)}
     with open(tmp_path / "crops.csv", encoding="utf-8", newline="") as file:
