@@ -79,7 +79,7 @@ def run_sweep(sweep: Sweep, *, name: str, storage: str) -> int:
 def _for_trials(base: RunConfig, storage: str) -> RunConfig:
     """Return the base config as trials have it: absolute paths, and little that they leave on a disk.
 
-    Unless the config says otherwise, of each trial only the newest and the best checkpoint stay, and no TensorBoard files.
+    Unless the config says otherwise, of each trial the newest and the best checkpoint stay, and no TensorBoard files.
     """
     checkpoint, logging = base.checkpoint, base.logging
     if "keep" not in checkpoint.model_fields_set:
