@@ -77,11 +77,17 @@ def run_sweep(sweep: Sweep, *, name: str, storage: str) -> int:
 
 
 def _for_trials(base: RunConfig, storage: str) -> RunConfig:
-    """Return the base config as trials have it: absolute paths, and only the newest and the best checkpoint kept."""
-    checkpoint = base.checkpoint
+    """Return the base config as trials have it: absolute paths, and little that they leave on a disk.
+
+    Unless the config says otherwise, of each trial the newest and the best checkpoint stay, and no TensorBoard files.
+    """
+    checkpoint, logging = base.checkpoint, base.logging
     if "keep" not in checkpoint.model_fields_set:
         checkpoint = checkpoint.model_copy(update={"keep": 1})
-    return located(base.model_copy(update={"name": None, "storage": storage, "checkpoint": checkpoint}))
+    if "tensorboard" not in logging.model_fields_set:
+        logging = logging.model_copy(update={"tensorboard": False})
+    changes = {"name": None, "storage": storage, "checkpoint": checkpoint, "logging": logging}
+    return located(base.model_copy(update=changes))
 
 
 def _check_combinations(sweep: Sweep) -> None:

@@ -60,7 +60,7 @@ class Room:
 
     def __str__(self) -> str:
         each = f"{self.gpus:g} GPU and {self.cpus} CPU" if self.gpus else f"{self.cpus} CPU"
-        workers = f"{self.workers} workers with {each} each" if self.workers > 1 else each
+        workers = f"{self.workers} workers with {each} each" if self.workers > 1 else f"{each} each"
         return f"{self.trials} trial{'' if self.trials == 1 else 's'} at once, {workers}"
 
 

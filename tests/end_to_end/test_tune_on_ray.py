@@ -87,7 +87,7 @@ def test_a_sweep_whose_driver_and_a_trial_are_killed_ends_with_all_trials(
         assert steps == sorted(set(steps))
     assert (sweep / "report.html").stat().st_size > 5_000
     text = log.read_text(encoding="utf-8")
-    assert "room for 2 trials at once, 1 CPU" in text
+    assert "room for 2 trials at once, 1 CPU each" in text
     assert "Traceback" not in text
 
 

@@ -2,9 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from hai.config.sweep import load_sweep, show_sweep, sweep_changes
+import hai
+from hai.config.sweep import SweepSettings, load_sweep, show_sweep, sweep_changes
 from hai.errors import ConfigError
 
+DOCS = Path(hai.__file__).parents[1] / "docs" / "sweeps.md"
 BASE = """
 task: ranker
 data: {sources: [{path: art}]}
@@ -116,6 +118,14 @@ def test_pbt_says_what_it_asks_of_the_run(file: Path) -> None:
 
 def test_a_run_config_is_no_sweep(file: Path) -> None:
     assert problems(file.parent / "base.yaml")[0].startswith("space = {}; must name the keys to try")
+
+
+def test_the_docs_name_every_setting_with_its_default() -> None:
+    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    for name in SweepSettings.model_fields:
+        assert any(f"`{name}`" in row.split("|")[1] for row in rows), name
+    for kind in ("loguniform", "uniform", "randint", "choice", "grid", "when"):
+        assert any(f"`{kind}: " in row for row in rows), kind
 
 
 def test_what_a_sweep_that_goes_on_may_change(file: Path) -> None:
