@@ -146,7 +146,7 @@ def newest_step(run: Path) -> int:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], storage: Path) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 480
     while not condition():
         assert process.poll() is None, f"ended early:\n{output(storage)}"
         assert time.monotonic() < deadline, f"nothing happened:\n{output(storage)}"

@@ -85,7 +85,7 @@ def _kill_stop_and_finish(
         assert summary(run)["status"] == "interrupted"
 
     process = start(config, storage, address=cluster.address)
-    assert process.wait(timeout=240) == 0, output(storage)
+    assert process.wait(timeout=480) == 0, output(storage)
     assert tensors(run) == tensors(unbroken)
     assert steps(run) == steps(unbroken)
     assert output(storage).count("resuming from step_") == len(kills) + (stop is not None)

@@ -59,6 +59,7 @@ def wait_until(condition, process: subprocess.Popen[str], log: Path) -> None:  #
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_driver_and_a_trial_are_killed_ends_with_all_trials(
     heads: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
