@@ -81,8 +81,13 @@ def guarded_head(folder: Path, *options: str, **environment: str) -> Iterator[He
 def submit(head: Head, log: Path, *options: str) -> subprocess.Popen[bytes]:
     job = ["python", "ray_jobs/train.py", "--config", "configs/detector/demo.yaml", "--name", "faces"]
     job += ["--storage", RUNS, *options, *SETTINGS]
-    command = ray_command("job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job)
+    submission = ray_command("job", "submit", "--address", head.dashboard)
+    command = [*submission, "--working-dir", ".", "--", *job]
+    first = [*submission, "--no-wait", "--", "true"]
+    deadline = time.monotonic() + 120
     with open(log, "ab") as file:
+        while subprocess.run(first, stdout=file, stderr=file, env=head.environment, check=False).returncode:
+            assert time.monotonic() < deadline, "Ray's agent, which starts jobs, is not up"
         return subprocess.Popen(command, stdout=file, stderr=file, env=head.environment)
 
 
