@@ -111,12 +111,15 @@ class ImageDataset:
             changes = draw_changes(batch["index"], self.config.augment, seed=self.config.seed, epoch=epoch)
         return {**batch, "image": self._inputs(batch["image"], changes)}
 
-    def load_image(self, row: int, drawn: NDArray[np.float64] | None = None) -> NDArray[np.uint8]:
+    def load_image(
+        self, row: int, drawn: NDArray[np.float64] | None = None, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """Load the image of a manifest row, [S, S, 3].
 
         Args:
             row: manifest index.
             drawn: its row of `draw_in_threads`; None: no random changes.
+            out: contiguous [S, S, 3] that it may be written to, and is then returned.
 
         Raises:
             DataError: the file has changed or cannot be read.
@@ -126,7 +129,7 @@ class ImageDataset:
         if image is None:
             image = self._decode(row)
             if data.geometry != "crop":
-                image = fit_image(image, data.image_size, data.geometry)
+                image = fit_image(image, data.image_size, data.geometry, out=out)
             if self._cache:
                 self._cache.write(row, image)
         if drawn is None:
@@ -204,7 +207,10 @@ class _Load:
 
     def load(self, start: int, stop: int, out: NDArray[np.uint8]) -> None:
         for place, row in enumerate(self.rows[start:stop].tolist()):
-            out[place] = self._dataset.load_image(row, None if self._drawn is None else self._drawn[start + place])
+            target = out[place]
+            image = self._dataset.load_image(row, None if self._drawn is None else self._drawn[start + place], target)
+            if image is not target:
+                target[...] = image
 
 
 def _parent(source: str, configured: Iterable[str]) -> str:
