@@ -284,6 +284,17 @@ def test_resize_equals_pillow_to_one_level(shape, size):
     assert np.abs(fitted.astype(int) - expected).max() <= 1
 
 
+def test_resize_writes_the_same_to_a_given_place():
+    image = np.random.default_rng(1).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    places = np.zeros((3, 32, 32, 3), dtype=np.uint8)
+    place = places[1]
+    assert fit_image(image, 32, "resize", out=place) is place
+    assert np.array_equal(place, fit_image(image, 32, "resize"))
+    assert not places[::2].any()
+    fitting = image[:32, :32]
+    assert fit_image(fitting, 32, "resize", out=place) is fitting
+
+
 def test_read_only_images_can_be_fitted():
     image = picture()
     image.flags.writeable = False
