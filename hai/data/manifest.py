@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hai.data.columns import digest_array, digests_of, strings_of
+from hai.data.columns import digest_array, digests_of, numbers_of, read_parquet, strings_of
 from hai.data.comparisons import (
     comparison_arrays,
     comparison_units,
@@ -350,10 +350,9 @@ def load_manifest(path: str | Path) -> Manifest:
         DataError: it is missing or damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
         notes = json.loads(table.schema.metadata[b"hai"])
         columns: dict[str, Any] = {name: table[name] for name in table.column_names}
         comparisons = comparisons_of(columns)
@@ -364,7 +363,7 @@ def load_manifest(path: str | Path) -> Manifest:
             elif name in repeated:
                 columns[name] = strings_of(column)
             else:
-                columns[name] = column.to_pylist() if name in distinct else column.to_numpy()
+                columns[name] = column.to_pylist() if name in distinct else numbers_of(column)
         problems = tuple(Problem(*problem) for problem in notes["problems"])
         labels = tuple(notes.get("labels", LABELS))  # older ones hold none
         manifest = Manifest(

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hai.data.columns import digest_array, digests_of, renamed, strings_of
+from hai.data.columns import digest_array, digests_of, numbers_of, read_parquet, renamed, strings_of
 from hai.data.comparisons import comparison_arrays, comparisons_of
 from hai.data.content import Progress, hash_files, stat_files
 from hai.data.remote import copy_file, open_url
@@ -252,7 +252,6 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
         DataError: a file is missing or damaged, by name.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     folder = Path(os.path.abspath(folder))
     try:
@@ -274,9 +273,9 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
     if faults:
         raise DataError("\n".join(faults))
     try:
-        table = pq.read_table(paths[0])
+        table = read_parquet(paths[0])
         columns = {column: table[column] for column in table.column_names}
-        part = columns["part"].to_numpy()
+        part = numbers_of(columns["part"])
         notes = table.schema.metadata or {}
         labels, crop_settings = notes.get(b"labels"), notes.get(b"crop_settings")
         rows = Rows(
@@ -295,11 +294,11 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
             crop_settings=json.loads(crop_settings) if crop_settings else None,
         )
         rows.packed = Packed(
-            columns["offset"].to_numpy(),
-            columns["length"].to_numpy(),
+            numbers_of(columns["offset"]),
+            numbers_of(columns["length"]),
             digests_of(columns["sha256"]),
-            columns["width"].to_numpy(),
-            columns["height"].to_numpy(),
+            numbers_of(columns["width"]),
+            numbers_of(columns["height"]),
         )
     except (pa.ArrowException, KeyError, ValueError, IndexError, TypeError, RecursionError, DataError) as error:
         raise DataError(f"{paths[0]}: not an index of a pack ({error}); build it again") from None

@@ -1,8 +1,12 @@
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from hai.data.columns import digest_array, digests_of, renamed, strings_of
+from hai.data.columns import digest_array, digests_of, numbers_of, read_parquet, renamed, strings_of
 
 
 def test_equal_strings_are_one_object():
@@ -19,6 +23,27 @@ def test_each_distinct_string_is_renamed_once():
     found = renamed(["a", "b", "a"], lambda value: asked.append(value) or value.upper())
     assert found == ["A", "B", "A"]
     assert sorted(asked) == ["a", "b"]
+
+
+def test_numbers_are_joined_and_nothing_else_is_taken_for_them():
+    column = pa.chunked_array([pa.array([1, 2, 3], pa.int32()).slice(1), pa.array([4], pa.int32())])
+    assert numbers_of(column).tolist() == [2, 3, 4]
+    assert numbers_of(pa.chunked_array([], pa.int8())).dtype == np.int8
+    for other in ([["a"]], [[1, None]]):
+        with pytest.raises(TypeError):
+            numbers_of(pa.chunked_array(other))
+
+
+def test_reading_a_table_does_not_load_pandas(tmp_path):
+    columns = {"number": [1, 2], "name": ["a", "a"], "hash": digest_array(np.zeros((2, 32), dtype=np.uint8))}
+    pq.write_table(pa.table(columns), tmp_path / "t")
+    code = (
+        "import sys; from hai.data.columns import *; table = read_parquet(sys.argv[1]); "
+        "numbers_of(table['number']); strings_of(table['name']); digests_of(table['hash']); print('pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "t")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert read_parquet(tmp_path / "t").num_rows == 2
 
 
 def test_hashes_survive_slices_and_chunks():
