@@ -27,11 +27,17 @@ def read_parquet(path: str | Path) -> pa.Table:
 
 
 def numbers_of(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Read a column of numbers, [N]; raises TypeError or ArrowException for another one."""
+    """Read a column of numbers, [N].
+
+    Raises:
+        ValueError: it is another column.
+    """
     import pyarrow as pa
 
-    parts = [np.from_dlpack(chunk) for chunk in column.chunks if len(chunk)]
-    return np.concatenate(parts) if parts else np.from_dlpack(pa.array([], column.type))
+    kind = "f" if pa.types.is_floating(column.type) else "u" if pa.types.is_unsigned_integer(column.type) else "i"
+    if not (pa.types.is_integer(column.type) or kind == "f") or column.null_count:
+        raise ValueError(f"numbers are {column.type}, {column.null_count} of them missing")
+    return _joined(column, np.dtype(f"{kind}{column.type.bit_width // 8}"), 1)
 
 
 def renamed(values: list[str], rename: Callable[[str], str]) -> list[str]:
@@ -42,13 +48,15 @@ def renamed(values: list[str], rename: Callable[[str], str]) -> list[str]:
 
 def strings_of(column: pa.ChunkedArray) -> list[str]:
     """Read a column of strings that repeat."""
-    if column.null_count:
+    if column.null_count or not len(column):
         values: list[str] = column.to_pylist()
         return values
+    chunks = column.dictionary_encode().unify_dictionaries().chunks
+    names = chunks[0].dictionary.to_pylist()
     found: list[str] = []
-    for chunk in column.dictionary_encode().unify_dictionaries().chunks:
-        names = chunk.dictionary.to_pylist()
-        found += map(names.__getitem__, np.from_dlpack(chunk.indices).tolist())
+    for chunk in chunks:
+        codes = np.frombuffer(chunk.indices.buffers()[1], dtype=np.int32)
+        found += map(names.__getitem__, codes[chunk.offset : chunk.offset + len(chunk)].tolist())
     return found
 
 
@@ -71,9 +79,14 @@ def digests_of(column: Any) -> NDArray[np.uint8]:
 
     if column.type != pa.binary(32) or column.null_count:
         raise ValueError(f"hashes are {column.type}, {column.null_count} of them missing")
-    parts = [
-        np.frombuffer(chunk.buffers()[1], dtype=np.uint8)[32 * chunk.offset : 32 * (chunk.offset + len(chunk))]
-        for chunk in column.chunks
-        if len(chunk)
-    ]
-    return np.concatenate([np.zeros(0, dtype=np.uint8), *parts]).reshape(-1, 32)
+    return _joined(column, np.dtype(np.uint8), 32).reshape(-1, 32)
+
+
+def _joined(column: pa.ChunkedArray, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
+    """Join the chunks of a column that holds so many values of a type in each row."""
+    parts = [np.zeros(0, dtype=dtype)]
+    for chunk in column.chunks:
+        if len(chunk):
+            values = np.frombuffer(chunk.buffers()[1], dtype=dtype)
+            parts.append(values[width * chunk.offset : width * (chunk.offset + len(chunk))])
+    return np.concatenate(parts)

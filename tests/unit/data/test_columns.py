@@ -11,6 +11,7 @@ from hai.data.columns import digest_array, digests_of, numbers_of, read_parquet,
 
 def test_equal_strings_are_one_object():
     column = pa.chunked_array([["ab", "c", "ab"], ["c", "ab"], []], pa.string())
+    assert strings_of(column.slice(1, 3)) == ["c", "ab", "c"]
     found = strings_of(column)
     assert found == ["ab", "c", "ab", "c", "ab"]
     assert len({id(value) for value in found}) == 2
@@ -29,8 +30,10 @@ def test_numbers_are_joined_and_nothing_else_is_taken_for_them():
     column = pa.chunked_array([pa.array([1, 2, 3], pa.int32()).slice(1), pa.array([4], pa.int32())])
     assert numbers_of(column).tolist() == [2, 3, 4]
     assert numbers_of(pa.chunked_array([], pa.int8())).dtype == np.int8
+    for dtype in (np.uint8, np.int64, np.float32, np.float64):
+        assert numbers_of(pa.chunked_array([pa.array(np.arange(3, dtype=dtype))])).dtype == dtype
     for other in ([["a"]], [[1, None]]):
-        with pytest.raises(TypeError):
+        with pytest.raises(ValueError, match="numbers are"):
             numbers_of(pa.chunked_array(other))
 
 
@@ -39,7 +42,8 @@ def test_reading_a_table_does_not_load_pandas(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "t")
     code = (
         "import sys; from hai.data.columns import *; table = read_parquet(sys.argv[1]); "
-        "numbers_of(table['number']); strings_of(table['name']); digests_of(table['hash']); print('pandas' in sys.modules)"
+        "numbers_of(table['number']), strings_of(table['name']), digests_of(table['hash']); "
+        "print('pandas' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "t")], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
