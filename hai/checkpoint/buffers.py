@@ -32,8 +32,8 @@ class Buffers:
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
-    """Allocate CPU memory, pinned when it is to be filled from a GPU and there is enough."""
+    """Allocate CPU memory, laid out like the tensor, so that copying is no transposing: pinned if there is enough."""
     if tensor.is_cuda:
         with contextlib.suppress(RuntimeError):
-            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return torch.empty(tensor.shape, dtype=tensor.dtype)
+            return torch.empty_like(tensor, device="cpu", pin_memory=True, requires_grad=False)
+    return torch.empty_like(tensor, device="cpu", requires_grad=False)
