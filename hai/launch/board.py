@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from hai.config.schema import RunConfig
 from hai.console import shown
+from hai.masking import without_secrets
 from hai.sweep.folder import TRIALS, SweepFolder
 from hai.sweep.records import TrialRecord, best_trial, trials_csv
 from hai.sweep.strategy import Job, Outcome, Strategy
@@ -48,9 +48,11 @@ class Board:
         self._troubles: dict[int, str] = {}
         self._unsaved = False
         self._trials: dict[int, TrialRecord] = {}
-        for trial in folder.load_trials():
-            status = "pending" if trial.status == "running" else trial.status
-            self._trials[trial.number] = replace(trial, status=status)
+        known = folder.load_trials()
+        for before, trial in zip(known, strategy.reopened(known), strict=True):
+            self._trials[trial.number] = trial
+            if before.status == "failed" and trial.status == "pending":
+                say(f"trial {trial.number} failed ({_reason(before)}); trying it again")
 
     @property
     def trials(self) -> list[TrialRecord]:
@@ -103,13 +105,13 @@ class Board:
 
     def note_trouble(self, number: int, text: str) -> None:
         """Remember what went wrong in a trial that will be started again, in case that does not help."""
-        self._troubles[number] = text
+        self._troubles[number] = without_secrets(text)
         self._say(f"trial {number}: {text.splitlines()[0]}; starting it again from its newest checkpoint")
 
     def failed(self, number: int) -> None:
         """Note that a trial has failed for good."""
         text = self._troubles.get(number, "its process has died again and again; most likely memory has run out")
-        self.ended(number, {"status": "failed", "error": text})
+        self.ended(number, {"status": "failed", "error": text, "may_retry": True})
 
     def progress(self) -> Record:
         """Say how far the sweep is, for people."""
@@ -161,9 +163,13 @@ def params_text(params: Mapping[str, Any]) -> str:
 def _line(trial: TrialRecord, metric: str, params: str) -> str:
     name = f"trial {trial.number}" + (" (the base)" if trial.number == 0 else "")
     if trial.status == "failed":
-        return f"{name}: failed: {trial.error.splitlines()[0] if trial.error else 'for an unknown reason'}; {params}"
+        return f"{name}: failed: {_reason(trial)}; {params}"
     if trial.status == "pending":
         return f"{name}: saved at step {trial.step}"
     value = "no value yet" if trial.value is None else f"{metric} {trial.value:.4f}"
     going = "" if trial.status == "finished" else ", paused"
     return f"{name}: {value} at step {trial.step}{going}, {trial.seconds:.0f} s; {params}"
+
+
+def _reason(trial: TrialRecord) -> str:
+    return trial.error.splitlines()[0] if trial.error else "for an unknown reason"

@@ -13,25 +13,25 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, cast
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from hai.config.schema import RunConfig, ScaleConfig
+from hai.config.schema import RunConfig
 from hai.config.sweep import SweepSettings
-from hai.errors import ConfigError, HaiError
+from hai.errors import HaiError
 from hai.launch.board import Board
 from hai.launch.cluster import connected
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
+from hai.launch.room import GROWS_TO, Room, machines_of, room_for
 from hai.launch.signals import StopSignals
-from hai.launch.trial import train_trial
+from hai.launch.trial import failure, telling, train_trial
 from hai.types import STOP, Record
 
-__all__ = ["Room", "room_for", "train_on_tune"]
+__all__ = ["train_on_tune"]
 
 _FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 _QUIET = {
@@ -40,65 +40,6 @@ _QUIET = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a trial gets, and how many trials fit at once.
-
-    Args:
-        workers: processes of a trial.
-        cpus: of a worker.
-        gpus: of a worker.
-        trials: at once.
-    """
-
-    workers: int
-    cpus: int
-    gpus: float
-    trials: int
-
-    def __str__(self) -> str:
-        each = f"{self.gpus:g} GPU and {self.cpus} CPU" if self.gpus else f"{self.cpus} CPU"
-        workers = f"{self.workers} workers with {each} each" if self.workers > 1 else f"{each} each"
-        return f"{self.trials} trial{'' if self.trials == 1 else 's'} at once, {workers}"
-
-
-def room_for(settings: SweepSettings, scale: ScaleConfig, nodes: Sequence[Mapping[str, float]]) -> Room:
-    """Work out how trials share a cluster so that each can start whole and none waits for ever.
-
-    Args:
-        settings: of the sweep.
-        scale: of the base config: `use_gpu` and `cpus_per_worker` count.
-        nodes: resources of each machine; a worker lies on one of them.
-
-    Raises:
-        ConfigError: not even one trial fits.
-    """
-    total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    use_gpu = total["GPU"] > 0 if scale.use_gpu is None else scale.use_gpu
-    workers = settings.workers_per_trial
-    gpus = (1.0 if settings.gpus_per_worker is None else settings.gpus_per_worker) if use_gpu else 0.0
-    cpus = settings.cpus_per_worker or scale.cpus_per_worker
-    if cpus is None:
-        places = int(sum(node.get("GPU", 0.0) // gpus for node in nodes)) if gpus else 0
-        most = min(places, (settings.max_concurrent or places) * workers)
-        cpus = max(1, int(total["CPU"] // most)) if most else 1
-        cpus = min(cpus, max((int(node.get("CPU", 0.0)) for node in nodes), default=1) or 1)
-
-    def places_on(node: Mapping[str, float], cpus: int) -> int:
-        fits = int(node.get("CPU", 0.0) // cpus)
-        return min(fits, int((node.get("GPU", 0.0) + 1e-6) // gpus)) if gpus else fits
-
-    trials = sum(places_on(node, cpus) for node in nodes) // workers
-    if trials == 0:
-        kind = f"{gpus:g} GPU and {cpus} CPU" if gpus else f"{cpus} CPU"
-        raise ConfigError(
-            f"sweep.workers_per_trial = {workers} with {kind} each: the cluster has {total['GPU']:g} GPUs and "
-            f"{total['CPU']:g} CPUs on {len(nodes)} machine{'' if len(nodes) == 1 else 's'}; lower "
-            "sweep.workers_per_trial, sweep.cpus_per_worker or sweep.gpus_per_worker, or set scale.use_gpu=false"
-        )
-    return Room(workers, cpus, gpus, min(trials, settings.max_concurrent or trials))
 
 
 def train_on_tune(
@@ -129,11 +70,17 @@ def train_on_tune(
         os.environ.setdefault(name, value)
     with connected(say), StopSignals(say) as signals:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        room = room_for(settings, config.scale, nodes)
+        machines = machines_of(ray.nodes(), os.environ)  # type: ignore[no-untyped-call]
+        room = room_for(settings, config.scale, machines)
         say(f"room for {room}")
-        if not prepare(room, lambda: signals.request):
-            return STOP
+        if GROWS_TO in os.environ:  # ask for all machines at once, not for the next one when the last has come
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(room.trials)
+
+        def request() -> int:
+            return signals.request or (STOP if time_left() <= 0 else 0)
+
+        if not prepare(room, request):
+            return signals.request
         own_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
         with tempfile.TemporaryDirectory(prefix="hai-tune-") as scratch:
@@ -222,10 +169,14 @@ def _trial(job: Record, mailbox: Any = None, room: Room | None = None, environme
     asked.start()
     try:
         outcome = train_trial(
-            record, num_workers=room.workers, on_gpu=room.gpus > 0, request=asked.request, say=lambda _: None
+            record,
+            num_workers=room.workers,
+            on_gpu=room.gpus > 0,
+            request=asked.request,
+            say=telling(record["number"], lambda line: mailbox.put.remote("say", line)),
         )
     except HaiError as error:  # the user's to mend: starting it again would not help
-        outcome = {"status": "failed", "error": str(error)}
+        outcome = failure(error)
     except Exception as error:
         text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         ray.get(mailbox.put.remote("trouble", [record["number"], text]))
@@ -262,6 +213,8 @@ def _attend(
         for kind, content in ray.get(mailbox.take.remote()):
             if kind == "trouble":
                 board.note_trouble(*content)
+            elif kind == "say":
+                say(content)
         show(board.progress())
         time.sleep(POLL_SECONDS)
     if failure:

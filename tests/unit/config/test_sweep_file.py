@@ -85,6 +85,10 @@ def test_a_base_beside_the_file_is_found_from_anywhere(
             "space.pairs.loss={choice: [margin], when: {pairs.margin: 1}}",
             "space: the conditions of pairs.margin, pairs.loss wait for each other; remove one `when`",
         ),
+        (
+            "space.model.head={choice: [mlp], when: {pairs.loss: [margin, hinge]}}",
+            "space.model.head.when.pairs.loss = hinge; pairs.loss never takes this value; choice: margin, bradley",
+        ),
         ("sweep.num_trails=3", "sweep.num_trails = 3; unknown key; did you mean num_trials?"),
         ("sweep.num_trials=0", "sweep.num_trials = 0; must be a whole number >= 1, or null"),
         (
@@ -106,6 +110,17 @@ def test_mistakes_are_named(file: Path, override: str, line: str) -> None:
 def test_all_mistakes_are_named_at_once(file: Path) -> None:
     found = problems(file, "sweep.mode=maximum", "train.max_epochs=0", "space.seed={choice: [1]}", "optim.lr=1")
     assert len(found) == 4
+
+
+def test_a_grid_without_end_is_refused_unless_a_number_ends_it(file: Path) -> None:
+    keys = ["optim.weight_decay", "model.dropout", "train.ema_decay", "augment.brightness"]
+    listed = "[" + ", ".join(f"0.{number:02d}" for number in range(1, 11)) + "]"
+    space = [f"space.{key}={{grid: {listed}}}" for key in keys]
+    given = [*space, "space.pairs.margin=null", "space.optim.learning_rate=null", "sweep.searcher=grid"]
+    assert problems(file, *given, "sweep.num_trials=null") == [
+        "sweep.num_trials = null; the grid has 20,000 combinations; give a number"
+    ]
+    assert load_sweep(file, [*given, "sweep.num_trials=7"]).settings.num_trials == 7
 
 
 def test_pbt_says_what_it_asks_of_the_run(file: Path) -> None:
