@@ -18,7 +18,7 @@ from hai.config.section import Section, fixed, free, raisable
 from hai.config.text import dump_yaml, inline_yaml, parse_yaml
 from hai.errors import ConfigError
 
-__all__ = ["Entry", "Sweep", "SweepSettings", "load_sweep", "show_sweep", "sweep_changes"]
+__all__ = ["Entry", "Sweep", "SweepSettings", "is_sweep", "load_sweep", "show_sweep", "sweep_changes"]
 
 KINDS: Final = ("loguniform", "uniform", "randint", "choice", "grid")
 _RANGES: Final = ("loguniform", "uniform", "randint")
@@ -114,6 +114,14 @@ class Sweep:
     base: RunConfig
     settings: SweepSettings
     space: dict[str, Entry]
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Say whether a file holds a sweep, not a run; False where it cannot be read."""
+    try:
+        return "space" in _read(Path(path))[0]
+    except ConfigError:
+        return False
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:

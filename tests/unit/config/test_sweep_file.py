@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 import hai
-from hai.config.sweep import SweepSettings, load_sweep, show_sweep, sweep_changes
+from hai.config import load_config
+from hai.config.sweep import SweepSettings, is_sweep, load_sweep, show_sweep, sweep_changes
 from hai.errors import ConfigError
 
 DOCS = Path(hai.__file__).parents[1] / "docs" / "sweeps.md"
@@ -129,6 +130,14 @@ def test_pbt_says_what_it_asks_of_the_run(file: Path) -> None:
                               "train.early_stopping_patience=3"))  # fmt: skip
     for part in ("searcher must be random", "interval_epochs = 1 must be a multiple", "patience must be null"):
         assert part in text
+
+
+def test_a_sweep_is_no_run_config(file: Path) -> None:
+    with pytest.raises(ConfigError, match="so it is a sweep; hai tune --config"):
+        load_config(file)
+    assert is_sweep(file)
+    assert not is_sweep(file.parent / "base.yaml")
+    assert not is_sweep(file.parent / "nothing.yaml")
 
 
 def test_a_run_config_is_no_sweep(file: Path) -> None:
