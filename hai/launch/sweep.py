@@ -144,6 +144,7 @@ def _carry_out(
         if {trial.number: trial.step for trial in board.trials} == known:
             bar.say(f"sweep {name} is finished; raise sweep.num_trials to go on with it, --name NAME starts another")
         results.save_best(asked, best)
+        results.send_best(best)
         test = results.measure(best)
     except BaseException:
         results.save("interrupted")

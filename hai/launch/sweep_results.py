@@ -7,9 +7,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 from hai.checkpoint.records import REPORT
+from hai.checkpoint.runs import send_run
 from hai.config.load import config_with, show_config
 from hai.config.sweep import Sweep
-from hai.errors import DataError
+from hai.errors import DataError, HaiError
 from hai.launch.board import Board, params_text
 from hai.sweep.folder import BEST_CONFIG, SweepFolder
 from hai.sweep.records import SweepRecord, TrialRecord, best_trial
@@ -115,6 +116,13 @@ class Results:
         lines += ["Train it again:", f"  hai train --config {BEST_CONFIG} --name {self._name}-best"]
         head = "".join(f"# {line}\n" for line in lines)
         self._folder.save_text(BEST_CONFIG, f"{head}\n{show_config(chosen)}")
+
+    def send_best(self, best: TrialRecord) -> None:
+        """Send the best trial's checkpoints if its own launch could not; a storage in trouble is said."""
+        try:
+            send_run(f"{self._place}/trials", best.id, self._say)
+        except HaiError as error:
+            self._say(f"{error}; the best trial may not be whole there, the same command tries again")
 
     def measure(self, best: TrialRecord) -> dict[str, Any]:
         """Measure the best trial and the base on test; what was measured before is not measured again."""
