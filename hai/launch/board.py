@@ -61,9 +61,9 @@ class Board:
             return [self._trials[number] for number in sorted(self._trials)]
 
     @property
-    def num_running(self) -> int:
-        """Count the trials that somebody trains."""
-        return sum(trial.status == "running" for trial in self.trials)
+    def running(self) -> set[int]:
+        """Return the numbers of the trials that are handed out."""
+        return {trial.number for trial in self.trials if trial.status == "running"}
 
     def stop(self) -> None:
         """Hand out no more."""
@@ -72,7 +72,7 @@ class Board:
     def is_over(self) -> bool:
         """Say whether nothing runs and nothing will."""
         with self._lock:
-            return self.num_running == 0 and (self._stopped or self._strategy.next_job(self.trials) is None)
+            return not self.running and (self._stopped or self._strategy.next_job(self.trials) is None)
 
     def take(self, shaped: Callable[[RunConfig], RunConfig]) -> Record | None:
         """Hand out the next piece of work as JSON; None where there is none now.
@@ -124,7 +124,7 @@ class Board:
         return {
             "ended": ended,
             "total": self._strategy.num_trials + base + more,
-            "running": self.num_running,
+            "running": len(self.running),
             "best": found,
         }
 

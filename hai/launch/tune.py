@@ -33,6 +33,8 @@ from hai.types import STOP, Record
 
 __all__ = ["train_on_tune"]
 
+_PATIENCE_SECONDS = 60.0
+_GRACE_SECONDS = 5.0
 _FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -79,8 +81,8 @@ def train_on_tune(
         def request() -> int:
             return signals.request or (STOP if time_left() <= 0 else 0)
 
-        if not prepare(room, request):
-            return signals.request
+        if not prepare(room, request):  # a signal may have come to the workers' launcher, which heard it for us
+            return STOP if time_left() > 0 else 0
         own_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
         with tempfile.TemporaryDirectory(prefix="hai-tune-") as scratch:
@@ -121,7 +123,7 @@ class _Work(Searcher):
         board, room = self._board, self._room
         assert board is not None
         assert room is not None
-        if board.num_running >= room.trials:
+        if len(board.running) >= room.trials:
             return None
         job = board.take(lambda config: _shaped(config, room))
         if job is None:
@@ -167,6 +169,7 @@ def _trial(job: Record, mailbox: Any = None, room: Room | None = None, environme
     record = json.loads(job["job"])
     asked = Asked(mailbox)
     asked.start()
+    mailbox.put.remote("started", record["number"])
     try:
         outcome = train_trial(
             record,
@@ -201,11 +204,12 @@ def _attend(
 
     fitting = threading.Thread(target=fit, name="hai-fit", daemon=True)
     fitting.start()
-    is_stopping = False
-    while fitting.is_alive():
-        is_late = time_left() <= 0
-        if not is_stopping and (signals.request or is_late):
-            is_stopping = True
+    started: set[int] = set()
+    patience, stopped = time.monotonic() + _PATIENCE_SECONDS, float("inf")
+    while True:
+        is_alive, is_late = fitting.is_alive(), time_left() <= 0
+        if stopped == float("inf") and (signals.request or is_late):
+            stopped = time.monotonic()
             if is_late and not signals.request:
                 say("the time limit has come: saving what runs")
             board.stop()
@@ -215,7 +219,18 @@ def _attend(
                 board.note_trouble(*content)
             elif kind == "say":
                 say(content)
+            else:
+                started.add(content)
+        if started:
+            patience = float("inf")
+        elif time.monotonic() > patience:
+            say("still waiting for the first trial to start: for others to be done, or for machines to come")
+            patience = float("inf")
         show(board.progress())
+        started &= board.running
+        is_idle = board.running and not started and time.monotonic() > stopped + _GRACE_SECONDS
+        if not is_alive or is_idle:  # what only waits for a machine would not hear that it is to stop
+            break
         time.sleep(POLL_SECONDS)
     if failure:
         raise failure[0]
