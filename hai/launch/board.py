@@ -74,6 +74,11 @@ class Board:
         with self._lock:
             return not self.running and (self._stopped or self._strategy.next_job(self.trials) is None)
 
+    def has_more(self) -> bool:
+        """Say whether there is work left that was not handed out or not ended, as after a stop."""
+        with self._lock:
+            return bool(self.running) or self._strategy.next_job(self.trials) is not None
+
     def take(self, shaped: Callable[[RunConfig], RunConfig]) -> Record | None:
         """Hand out the next piece of work as JSON; None where there is none now.
 

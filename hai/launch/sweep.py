@@ -120,7 +120,7 @@ def _carry_out(
     name = place.rpartition("/")[2]
     metric = _metric(sweep, task)
     _refuse_changes(folder, sweep, name, datasets.identity)
-    common = {"storage": f"{place}/trials", "provenance": provenance()}
+    common: Record = {"storage": f"{place}/trials", "provenance": provenance()}
     strategy = Strategy(sweep, _epochs(sweep.base, datasets), _suggest_for(sweep))
     board = Board(
         strategy, folder, metric=metric, mode=sweep.settings.mode, keys=list(sweep.space), common=common, say=bar.say
@@ -141,7 +141,10 @@ def _carry_out(
         best = best_trial(board.trials, sweep.settings.mode)
         if best is None:
             raise ConfigError("\n".join([f"sweep {name}: no trial has a value", *_reasons(board)]))
-        if {trial.number: trial.step for trial in board.trials} == known:
+        status = "interrupted" if board.has_more() else "finished"
+        if status == "interrupted":
+            bar.say("the time limit has come before the end; run the same command to go on")
+        elif {trial.number: trial.step for trial in board.trials} == known:
             bar.say(f"sweep {name} is finished; raise sweep.num_trials to go on with it, --name NAME starts another")
         results.save_best(asked, best)
         results.send_best(best)
@@ -149,7 +152,7 @@ def _carry_out(
     except BaseException:
         results.save("interrupted")
         raise
-    results.tell(results.save("finished", test), best)
+    results.tell(results.save(status, test), best)
     return 0
 
 

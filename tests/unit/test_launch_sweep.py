@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,6 +115,25 @@ def test_trouble_at_the_end_leaves_a_sweep_that_goes_on(
     hai.tune(sweep, "sweep.evaluate_test=true", storage=tmp_path)
     assert status(tmp_path) == "finished"
     assert trained == [0, 1, 2]
+
+
+def test_a_sweep_out_of_time_shows_what_it_has_and_is_not_finished(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("hai.launch.sweep.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def train(job: Record) -> Record:
+        clock[0] += 50.0
+        return {"status": "finished", "step": 6, "value": 0.5}
+
+    asked = play(monkeypatch, train)
+    for turn, status_then in enumerate(["interrupted", "finished"]):
+        found = hai.tune(sweep, "sweep.time_limit_minutes=1.5", storage=tmp_path)
+        assert (found.status, status(tmp_path)) == (status_then, status_then)
+        assert ("the time limit has come before the end" in "".join(capsys.readouterr())) != bool(turn)
+        assert (tmp_path / "heads" / "report.html").exists()
+    assert asked == [0, 1, 2]
 
 
 def test_too_little_time_is_called_that(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
