@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from hai.config.schema import RunConfig
@@ -15,6 +16,9 @@ from hai.sweep.strategy import Job, Outcome, Strategy
 from hai.types import Record
 
 __all__ = ["Board", "params_text"]
+
+
+_UNKNOWN = "its process has died again and again; most likely memory has run out"
 
 
 class Board:
@@ -110,12 +114,20 @@ class Board:
 
     def note_trouble(self, number: int, text: str) -> None:
         """Remember what went wrong in a trial that will be started again, in case that does not help."""
-        self._troubles[number] = without_secrets(text)
+        text = without_secrets(text)
+        self._troubles[number] = text
+        with self._lock:
+            trial = self._trials[number]
+            if trial.status == "failed" and trial.error == _UNKNOWN:  # its end was quicker than this letter
+                self._trials[number] = replace(trial, error=text)
+                self._save()
+                self._say(f"trial {number}: {text.splitlines()[0]}")
+                return
         self._say(f"trial {number}: {text.splitlines()[0]}; starting it again from its newest checkpoint")
 
     def failed(self, number: int) -> None:
         """Note that a trial has failed for good."""
-        text = self._troubles.get(number, "its process has died again and again; most likely memory has run out")
+        text = self._troubles.get(number, _UNKNOWN)
         self.ended(number, {"status": "failed", "error": text, "may_retry": True})
 
     def progress(self) -> Record:

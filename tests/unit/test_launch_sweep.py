@@ -10,8 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 import hai
+from hai.checkpoint.remote import locate
+from hai.config.sweep import load_sweep
 from hai.errors import ConfigError, NonFiniteError, StorageError
 from hai.launch import trial as trials
+from hai.launch.board import Board
+from hai.sweep.folder import SweepFolder
+from hai.sweep.strategy import Strategy
 from hai.types import Record
 
 SWEEP = """
@@ -115,6 +120,27 @@ def test_trouble_at_the_end_leaves_a_sweep_that_goes_on(
     hai.tune(sweep, "sweep.evaluate_test=true", storage=tmp_path)
     assert status(tmp_path) == "finished"
     assert trained == [0, 1, 2]
+
+
+def test_a_failure_keeps_its_reason_even_if_that_comes_late(sweep: Path, tmp_path: Path) -> None:
+    loaded = load_sweep(sweep)
+    folder, heard = SweepFolder(locate(str(tmp_path), "heads"), "", print), []
+    board = Board(
+        Strategy(loaded, 3.0), folder, metric="srcc", mode="max", keys=list(loaded.space),
+        common={"storage": str(tmp_path)}, say=heard.append,
+    )  # fmt: skip
+    assert board.take(lambda config: config) is not None
+    board.failed(0)
+    assert "died again and again" in board.trials[0].error
+    board.note_trouble(0, "RuntimeError: see s3://user:canary-secret@bucket/x\nTraceback ...")
+    assert folder.load_trials()[0].error.startswith("RuntimeError: see s3://***@bucket/x\nTraceback")
+    assert folder.load_trials()[0].may_retry
+    assert "canary" not in "".join(heard)
+    board.take(lambda config: config)
+    board.note_trouble(1, "OSError: the card has fallen off")
+    assert heard[-1].endswith("fallen off; starting it again from its newest checkpoint")
+    board.failed(1)
+    assert board.trials[1].error == "OSError: the card has fallen off"
 
 
 def test_a_sweep_out_of_time_shows_what_it_has_and_is_not_finished(
