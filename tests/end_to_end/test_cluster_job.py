@@ -79,8 +79,12 @@ def guarded_head(folder: Path, *options: str, port: int = 0, **environment: str)
 
 
 def submit(head: Head, log: Path, *options: str) -> subprocess.Popen[bytes]:
-    job = ["python", "ray_jobs/train.py", "--config", "configs/detector/demo.yaml", "--name", "faces"]
-    job += ["--storage", RUNS, *options, *SETTINGS]
+    job = ["ray_jobs/train.py", "--config", "configs/detector/demo.yaml", "--name", "faces", "--storage", RUNS]
+    return submit_job(head, log, [*job, *options, *SETTINGS])
+
+
+def submit_job(head: Head, log: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    job = ["python", *words]
     submission = ray_command("job", "submit", "--address", head.dashboard)
     command = [*submission, "--working-dir", ".", "--", *job]
     first = [*submission, "--no-wait", "--", "true"]
@@ -174,10 +178,12 @@ GROWING: dict[str, Any] = {
 }
 
 
-def test_a_job_makes_an_empty_cluster_grow(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def growing_head(folder: Path) -> Iterator[Head]:
+    """A head without CPUs that starts up to two machines of two CPUs for what waits."""
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-    log, config, port = tmp_path / "job.txt", tmp_path / "growing.yaml", free_port()
+    config, port = folder / "growing.yaml", free_port()
     provider = {**GROWING["provider"], "gcs_address": f"127.0.0.1:{port}"}
     config.write_text(yaml.safe_dump({**GROWING, "provider": provider}), encoding="utf-8")
     fake = {
@@ -188,9 +194,28 @@ def test_a_job_makes_an_empty_cluster_grow(bucket: fsspec.AbstractFileSystem, tm
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_enable_autoscaler_v2": "1",
     }
-    with guarded_head(tmp_path, f"--autoscaling-config={config}", port=port, **fake) as head:
+    with guarded_head(folder, f"--autoscaling-config={config}", port=port, **fake) as head:
+        yield head
+
+
+def test_a_job_makes_an_empty_cluster_grow(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    log = tmp_path / "job.txt"
+    with growing_head(tmp_path) as head:
         assert not train_workers(head.process)
         job = submit(head, log, "--workers", "1:2")
         assert job.wait(timeout=600) == 0, log.read_text(encoding="utf-8")
     assert "training on 1:2 workers, CPU (2 threads) each" in log.read_text(encoding="utf-8")
     check_finished(bucket, head)
+
+
+def test_a_sweep_makes_an_empty_cluster_grow(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    log, sweep = tmp_path / "job.txt", "configs/tune/detector_pbt.yaml"
+    few = ["sweep.scheduler=none", "sweep.num_trials=1", "sweep.evaluate_test=false", "sweep.cpus_per_worker=2"]
+    with growing_head(tmp_path) as head:
+        words = ["ray_jobs/tune.py", "--config", sweep, "--name", "found", "--storage", RUNS]
+        job = submit_job(head, log, [*words, *SETTINGS, *few, "train.max_steps=6"])
+        assert job.wait(timeout=600) == 0, log.read_text(encoding="utf-8")
+    said = log.read_text(encoding="utf-8")
+    assert "room for 2 trials at once, 2 CPU each" in said
+    assert json.loads(bucket.cat("bucket/runs/found/summary.json"))["num_finished"] == 2
+    assert re.search(r"best f1_macro [\d.]+ on val, trial \d: gs://bucket/runs/found/trials/\w+", said)
