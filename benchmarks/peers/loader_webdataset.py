@@ -1,4 +1,4 @@
-"""WebDataset: tar files of 1,000 images, shuffled by shard and in a buffer; uint8 [B, 3, 224, 224]."""
+"""WebDataset: eight tar files, shuffled by shard and in a buffer; uint8 [B, 3, 224, 224]."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +11,9 @@ from benchmarks.peers.decoding import decoded
 
 
 def prepare(job: Job) -> Callable[[], Iterator[torch.Tensor]]:
-    with wds.ShardWriter(str(job.scratch / "faces-%03d.tar"), maxcount=1000, verbose=0) as shards:
-        for number, (path, label) in enumerate(image_paths(job.folder)):
+    paths = image_paths(job.folder)
+    with wds.ShardWriter(str(job.scratch / "faces-%03d.tar"), maxcount=-(-len(paths) // 8), verbose=0) as shards:
+        for number, (path, label) in enumerate(paths):
             shards.write({"__key__": f"{number:06}", "jpg": Path(path).read_bytes(), "cls": label})
     files = sorted(str(path) for path in job.scratch.glob("*.tar"))
     images = wds.WebDataset(files, shardshuffle=len(files)).shuffle(1000).to_tuple("jpg", "cls")
