@@ -209,6 +209,9 @@ def in_memory_task(config: RunConfig, build_model: Callable[[], Any] | None = No
         def build_model(self) -> torch.nn.Module:
             return super().build_model() if build_model is None else build_model()
 
+        def backbone(self, model: torch.nn.Module) -> set[str]:
+            return super().backbone(model) if build_model is None else set()
+
         def build_datasets(self, *, progress: Any = None) -> Datasets:
             self._loss = DetectorLoss(self._config.loss, [1, 1])
             return Datasets(

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._measure import ratios, record
-from benchmarks.loader import draw_images
 from benchmarks.peers.contest import measure_by_turns
 from benchmarks.peers.contestant import BATCH, Job
 from hai.config.load import load_config
@@ -42,6 +41,8 @@ Turns = dict[str, list[dict[str, Any]]]
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record says whether it keeps its floor."""
+    from benchmarks.loader import draw_images
+
     repeats = 3 if quick else 7
     with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
         job = Job(
@@ -74,7 +75,8 @@ def _of_epochs(work: str, turns: Turns, floors: dict[str, float | None]) -> list
     for peer, measured in turns.items():
         for turn in measured:
             whole = turn["images"] > NUM_IMAGES - BATCH  # some drop the last batch
-            assert whole and all("224, 224" in batch for batch in turn["batches"]), (work, peer, turn)
+            assert whole, (work, peer, turn)
+            assert all("224, 224" in batch for batch in turn["batches"]), (work, peer, turn)
         rates = [turn["images"] / turn["wall"] for turn in measured]
         records.append(record(f"{work}_{peer}_images_per_second", rates))
     return records

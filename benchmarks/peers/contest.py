@@ -21,7 +21,8 @@ from benchmarks.peers.environments import PeerError, environment
 
 __all__ = ["Contestant", "measure_by_turns"]
 
-_ROOT = Path(__file__).resolve().parents[2]
+_FOLDER = Path(__file__).resolve().parent
+_ROOT = _FOLDER.parents[1]
 _PATIENCE = 600.0  # seconds for a peer to prepare, or for one measurement
 _SETTINGS = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
@@ -50,7 +51,7 @@ class Contestant:
         given = job._asdict() | {"folder": str(job.folder), "scratch": str(job.scratch)}
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [python, str(_ROOT / "benchmarks" / "peers" / f"{script}.py"), json.dumps(given)],
+                [python, str(_FOLDER / f"{script}.py"), json.dumps(given)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=job.scratch, start_new_session=True,
                 env=os.environ | _SETTINGS | {"PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"},
             )  # fmt: skip
