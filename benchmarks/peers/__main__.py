@@ -41,12 +41,12 @@ Turns = dict[str, list[dict[str, Any]]]
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record says whether it keeps its floor."""
-    from benchmarks.loader import draw_images
+    from benchmarks._images import draw_faces
 
     repeats = 3 if quick else 7
     with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
         job = Job(
-            folder=draw_images(Path(scratch) / "faces", NUM_IMAGES),
+            folder=draw_faces(Path(scratch) / "faces", NUM_IMAGES),
             scratch=Path(scratch),
             workers=len(os.sched_getaffinity(0)),
             recipe=load_config(str(RECIPE)).augment.model_dump(),
