@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = ["Contestant", "measure_by_turns"]
 _FOLDER = Path(__file__).resolve().parent
 _ROOT = _FOLDER.parents[1]
 _PATIENCE = 600.0  # seconds for a peer to prepare, or for one measurement
+_LEAVE = 20.0  # seconds to clean up
 _SETTINGS = {
     "NO_ALBUMENTATIONS_UPDATE": "1",
     "LITDATA_DISABLE_VERSION_CHECK": "1",
@@ -46,14 +47,17 @@ class Contestant:
     def __init__(self, script: str, job: Job) -> None:
         self.name = script.split("_", 1)[1]
         self._log = job.scratch / "log.txt"
-        job.scratch.mkdir(parents=True)
+        temporary = job.scratch / "tmp"
+        temporary.mkdir(parents=True)
         python = environment(self.name)
         given = job._asdict() | {"folder": str(job.folder), "scratch": str(job.scratch)}
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 [python, str(_FOLDER / f"{script}.py"), json.dumps(given)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=job.scratch, start_new_session=True,
-                env=os.environ | _SETTINGS | {"PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"},
+                env=os.environ
+                | _SETTINGS
+                | {"PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1", "TMPDIR": str(temporary)},
             )  # fmt: skip
 
     def __enter__(self) -> Contestant:
@@ -62,12 +66,20 @@ class Contestant:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                stream.close()
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()  # which it takes for the end
+        try:
+            process.wait(0.0 if error else _LEAVE)
+            last = signal.SIGTERM  # to workers it has left behind
+        except subprocess.TimeoutExpired:
+            last = signal.SIGKILL
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, last)
+        process.wait()
+        process.stdout.close()
 
     def answer(self) -> dict[str, Any]:
         """Wait for the next line of JSON."""

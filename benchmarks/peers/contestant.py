@@ -50,8 +50,6 @@ def serve(prepare: Callable[[Job], Callable[[], dict[str, Any]]]) -> None:
     print("{}", file=answers, flush=True)
     for _ in iter(sys.stdin.readline, ""):
         print(json.dumps(measure()), file=answers, flush=True)
-    answers.close()
-    os._exit(0)  # some leave threads or workers behind that would wait for each other
 
 
 def serve_batches(prepare: Callable[[Job], Callable[[], Iterable[Any]]]) -> None:
