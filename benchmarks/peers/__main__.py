@@ -9,9 +9,10 @@ be installed or does not run has a record without a value, and a line says why.
   the process tree. Each peer reads its own format, made before; ours reads the folder and verifies every file.
 - `augment_PEER_wall_ratio`, `..._cpu_ratio`: the same with the changes of configs/detector/baseline.yaml (flip,
   rotation, colour jitter, JPEG, blur, noise), normalised float32 at the end.
-- `loop_PEER_ratio`: what the peer's loop adds to a step of a bare PyTorch loop over what ours adds; all clip, follow a
-  schedule and write loss and accuracy to TensorBoard every 10 steps.
-- `..._images_per_second`, `..._added_microseconds`: what these are made of.
+- `loop_PEER_added_ratio`: what the peer's loop adds to a step of a bare PyTorch loop over what ours adds; all clip,
+  follow a schedule and write loss and accuracy to TensorBoard every 10 steps; `..._added_cpu_ratio`: the same in
+  processor time of the process.
+- `..._images_per_second`, `..._microseconds`: what these are made of.
 
 Run alone with `python -m benchmarks.peers [--quick]`. The first run makes the environments, 1 GB under HAI_CACHE.
 """
@@ -85,13 +86,18 @@ def _of_epochs(work: str, turns: Turns, floors: dict[str, float | None]) -> list
 def _of_loops(turns: Turns) -> list[dict[str, Any]]:
     records = []
     for peer, floor in LOOPS.items():
-        if peer in turns:
-            pairs = ratios([turn["added"] for turn in turns[peer]], [turn["added"] for turn in turns["hai"]])
-            records.append(record(f"loop_{peer}_ratio", pairs, floor=floor))
-        else:
-            records.append(_missing(f"loop_{peer}_ratio", floor))
+        for kind in ("added", "added_cpu"):
+            name, least = f"loop_{peer}_{kind}_ratio", floor if kind == "added" else None
+            if peer not in turns:
+                records.append(_missing(name, least))
+                continue
+            pairs = ratios([turn[kind] for turn in turns[peer]], [turn[kind] for turn in turns["hai"]])
+            records.append(record(name, pairs, floor=least))
     for peer, measured in turns.items():
-        records.append(record(f"loop_{peer}_added_microseconds", [1e6 * turn["added"] for turn in measured]))
+        records += [
+            record(f"loop_{peer}_{kind}_microseconds", [1e6 * turn[kind] for turn in measured])
+            for kind in ("added", "added_cpu")
+        ]
     records.append(record("loop_bare_microseconds", [1e6 * turn["bare"] for turn in turns["hai"]]))
     return records
 

@@ -34,18 +34,18 @@ class Alternation:
         self.labels = torch.arange(EXAMPLES) % 2
         self._model = build_model().train()
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=RATE, fused=True)
-        self._entered: list[float] = []
-        self._left: list[float] = []
+        self._entered: list[tuple[float, float]] = []
+        self._left: list[tuple[float, float]] = []
 
     def step(self) -> int:
         """Carry out a step of the bare loop; returns 0."""
-        self._entered.append(time.perf_counter())
+        self._entered.append(_clocks())
         loss = cross_entropy(self._model(self.images), self.labels)
         loss.backward()
         nn.utils.clip_grad_norm_(self._model.parameters(), CLIP)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        self._left.append(time.perf_counter())
+        self._left.append(_clocks())
         return 0
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -55,8 +55,16 @@ class Alternation:
             yield self.images, self.labels
 
     def result(self, steps: int) -> dict[str, Any]:
-        """Return the mean seconds of a step of the bare loop and what the other adds to it."""
+        """Return the mean seconds of a step of the bare loop and what the other adds to it, wall and processor time."""
         counted = range(_WARM_UP, steps - 1)
-        own = sum(self._entered[k + 1] - self._left[k] for k in counted) / len(counted)
-        bare = sum(self._left[k] - self._entered[k] for k in counted) / len(counted)
-        return {"bare": bare, "added": own - bare}
+        result = {}
+        for clock, kind in enumerate(("", "_cpu")):
+            own = [self._entered[k + 1][clock] - self._left[k][clock] for k in counted]
+            bare = [self._left[k][clock] - self._entered[k][clock] for k in counted]
+            result[f"bare{kind}"] = sum(bare) / len(counted)
+            result[f"added{kind}"] = (sum(own) - sum(bare)) / len(counted)
+        return result
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()

@@ -121,9 +121,11 @@ def test_records_are_ratios_within_a_turn_and_a_missing_peer_has_no_value():
     assert records["loader_timm_cpu_ratio"]["holds"]
     assert records["loader_ffcv_wall_ratio"]["value"] is None
     assert hai.benchmark.failed_floors(list(records.values())) == ["loader_timm_wall_ratio"]
-    loops = suite._of_loops({"hai": [{"added": 1e-4, "bare": 1e-3}], "lightning": [{"added": 3e-4, "bare": 1e-3}]})
+    ours = {"added": 1e-4, "bare": 1e-3, "added_cpu": 1e-4}
+    loops = suite._of_loops({"hai": [ours], "lightning": [ours | {"added": 3e-4}]})
     values = {record["name"]: record["value"] for record in loops}
-    assert values["loop_lightning_ratio"] == pytest.approx(3)
-    assert values["loop_accelerate_ratio"] is None
+    assert values["loop_lightning_added_ratio"] == pytest.approx(3)
+    assert values["loop_lightning_added_cpu_ratio"] == pytest.approx(1)
+    assert values["loop_accelerate_added_ratio"] is None
     assert values["loop_hai_added_microseconds"] == pytest.approx(100)
     json.dumps(loops)
