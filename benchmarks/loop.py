@@ -112,7 +112,7 @@ def _measured(
     sections = dict(CONFIG)
     sections["train"] = CONFIG["train"] | {"max_steps": steps, "eval_every_epochs": interval / EPOCH_STEPS}
     config = RunConfig.model_validate(sections)
-    task = _task(config)
+    task = in_memory_task(config)
     bare_step = _bare_loop(config, task)
     entered: list[float] = []
     left: list[float] = []
@@ -164,8 +164,13 @@ def _cycle(dataset: Any) -> Iterator[Any]:
         yield from dataset.batches(requests, device=torch.device("cpu"), training=True)
 
 
-def _task(config: RunConfig) -> Any:
-    """Build the detector's task on batches in memory, so that no loader is part of what is measured."""
+def in_memory_task(config: RunConfig, build_model: Callable[[], Any] | None = None) -> Any:
+    """Build the detector's task on batches in memory, so that no loader is part of what is measured.
+
+    Args:
+        config: its image size and batch size count.
+        build_model: builds another model than the config names.
+    """
     import numpy as np
     import torch
 
@@ -173,21 +178,23 @@ def _task(config: RunConfig) -> Any:
     from hai.tasks.base import Datasets
     from hai.tasks.detector import DetectorTask
 
+    size, batch_size = config.data.image_size, config.train.global_batch_size
+
     class InMemory:
         """A split of any length whose examples repeat one ready batch."""
 
-        def __init__(self, size: int) -> None:
-            generator = torch.Generator().manual_seed(size)
-            images = torch.randn(2 * BATCH, 3, SIZE, SIZE, generator=generator)
+        def __init__(self, length: int) -> None:
+            generator = torch.Generator().manual_seed(length)
+            images = torch.randn(2 * batch_size, 3, size, size, generator=generator)
             self._images = images.contiguous(memory_format=torch.channels_last)
-            self._labels = torch.arange(2 * BATCH) % 2
-            self._size = size
+            self._labels = torch.arange(2 * batch_size) % 2
+            self._length = length
 
         def __len__(self) -> int:
-            return self._size
+            return self._length
 
         def strata(self) -> tuple[Any, Any]:
-            return np.zeros(self._size, dtype=np.int64), np.ones(1)
+            return np.zeros(self._length, dtype=np.int64), np.ones(1)
 
         def batches(self, requests: Iterable[Any], *, device: torch.device, training: bool) -> Iterator[Any]:
             for _, positions in requests:
@@ -199,10 +206,16 @@ def _task(config: RunConfig) -> Any:
             return batch
 
     class Task(DetectorTask):
+        def build_model(self) -> torch.nn.Module:
+            return super().build_model() if build_model is None else build_model()
+
+        def backbone(self, model: torch.nn.Module) -> set[str]:
+            return super().backbone(model) if build_model is None else set()
+
         def build_datasets(self, *, progress: Any = None) -> Datasets:
             self._loss = DetectorLoss(self._config.loss, [1, 1])
             return Datasets(
-                {"train": InMemory(EPOCH_STEPS * BATCH), "val": InMemory(VALIDATION)}, identity="memory", table=[]
+                {"train": InMemory(EPOCH_STEPS * batch_size), "val": InMemory(VALIDATION)}, identity="memory", table=[]
             )
 
     return Task(config)

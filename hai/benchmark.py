@@ -29,15 +29,17 @@ _FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 def suites() -> list[str]:
-    """Name the suites of this checkout."""
-    return sorted(path.stem for path in _FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    """Name the suites of this checkout: files of `benchmarks`, and folders with a `__main__.py`."""
+    return sorted(_files())
 
 
 def run_suite(suite: str, *, quick: bool = False, checkpoint: str | None = None) -> Record:
     """Run one suite: a file with `run(quick: bool) -> list[{name, value, low, high, floor, holds}]`.
 
+    What could not be measured has None for its value and for whether it holds.
+
     Args:
-        suite: name of the file.
+        suite: name of the file or folder.
         quick: fewer repetitions.
         checkpoint: REF, for the suite `inference`, whose `run` takes it too.
 
@@ -53,7 +55,7 @@ def run_suite(suite: str, *, quick: bool = False, checkpoint: str | None = None)
     if (checkpoint is not None) != (suite in _OF_CHECKPOINTS):
         need = "takes none" if checkpoint is not None else "measures one; give --checkpoint REF"
         raise ConfigError(f"benchmark: --checkpoint = {checkpoint}; suite {suite} {need}")
-    module = _load(_FOLDER / f"{suite}.py")
+    module = _load(suite)
     results = module.run(quick) if checkpoint is None else module.run(quick, checkpoint)
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return {"suite": suite, "quick": quick, "date": date, **provenance(), "results": results}
@@ -103,14 +105,20 @@ def _children_cpu_seconds() -> float:
 
 
 def failed_floors(results: list[Record]) -> list[str]:
-    """Name the results that miss their floors."""
-    return [result["name"] for result in results if not result["holds"]]
+    """Name the results that were measured and miss their floors."""
+    return [result["name"] for result in results if result["holds"] is not None and not result["holds"]]
 
 
-def _load(path: Path) -> ModuleType | Any:
+def _files() -> dict[str, Path]:
+    files = {path.stem: path for path in _FOLDER.glob("*.py") if not path.stem.startswith("_")}
+    return files | {path.parent.name: path for path in _FOLDER.glob("*/__main__.py")}
+
+
+def _load(suite: str) -> ModuleType | Any:
+    path = _files()[suite]
     if str(_FOLDER.parent) not in sys.path:  # suites import each other as `benchmarks.name`
         sys.path.insert(0, str(_FOLDER.parent))
-    spec = importlib.util.spec_from_file_location(f"hai_benchmark_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"hai_benchmark_{suite}", path)
     assert spec is not None
     assert spec.loader is not None  # a .py file has both
     module = importlib.util.module_from_spec(spec)
