@@ -237,10 +237,10 @@ class Stepper:
         losses = torch.stack(self._losses).sum()
         # fp16: a gradient that overflows is the scaler's to skip, a loss that is not finite is not
         finite = torch.isfinite(losses if self.scaler.is_enabled() else norm + losses)
-        if norm.device.type == "cpu":
+        if self._waits:
             if not finite:
                 raise NonFiniteError(_non_finite(step), step)
-        else:  # no waiting for the device here
+        else:
             self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
             if not self.scaler.is_enabled():  # the fused optimizer skips the update, as it does for the scaler
                 self._optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
@@ -250,6 +250,11 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         if self._ema is not None:
             self._ema.update(step)
+
+    @property
+    def _waits(self) -> bool:
+        """Say whether a step waits to hear that it was not finite; a GPU is asked by `check` only."""
+        return self._workers.device.type == "cpu"
 
     def _begin_momentum(self) -> None:
         """Begin SGD's momentum at 0, as its first step does; the fused one fails where some begin later than others.
