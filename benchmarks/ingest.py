@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.loader import BATCH, SIZE, draw_images
+from benchmarks._classic import BATCH, SIZE
+from benchmarks._images import draw_faces
 from hai.config.schema import RunConfig
 from hai.data import dataset, sources
 from hai.data.dataset import ImageDataset
@@ -82,7 +83,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 def _measured(scratch: Path, *, repeats: int, count: int) -> list[dict[str, Any]]:
-    folder = draw_images(scratch / "drive" / "faces", count)
+    folder = draw_faces(scratch / "drive" / "faces", count)
     os.environ["HAI_CACHE"] = str(scratch / "packing")
     pack = build_pack(build_manifest(_config(folder).data, 1, require=("train",)), scratch / "drive" / "pack")
     files = sorted(folder.rglob("*.jpg"))

@@ -1,28 +1,37 @@
-"""The loader against the usual one: ImageFolder, PIL, ToTensor, Normalize and a DataLoader with two worker processes.
+"""The loader against the usual one: ImageFolder, Pillow, ToTensor, Normalize and a DataLoader of two worker processes.
 
-Each repeat runs every contestant once over the same number of images, so that a busy machine slows all alike; a record
-is the median over repeats of the ratio within a repeat, `low` and `high` are its smallest and largest value.
+Contestants take turns; a record is the median over turns of the ratio within a turn, above 1 where hai is faster. Next
+to wall time stands the time on the processors, of workers too. The usual loader's batches are normalised float32: it
+knows no other way.
 
-- `loader_wall_ratio`, `loader_cpu_ratio`: images per second, and per CPU-second, of uint8 batches as a GPU gets them,
-  each image decoded and resized to 224 px; the usual loader's batches are normalised float32: it knows no other way.
+- `loader_wall_ratio`, `loader_cpu_ratio`: uint8 batches of faces as a GPU gets them, decoded and resized to 224 px.
 - `prepared_wall_ratio`: the same, normalised on this machine's CPU.
-- `cached_wall_ratio`: uint8 batches from the second epoch on, read from the decoded cache.
-- `augmented_wall_ratio`, `augmented_cpu_ratio`: with flip, rotation, colour jitter, JPEG, blur and noise as strong as
-  in the recipe, everything on this machine's CPU, ending in normalised float32 on both sides.
+- `cached_wall_ratio`: uint8 batches from the second epoch on, read from the decoded cache; `cached_memcpy_ratio`: their
+  rate as a share of plainly copying as many bytes, by as many threads.
+- `large_wall_ratio`, `large_cpu_ratio`: photographs of 1500x1200 px resized to 756 px.
+- `augmented_*_ratio`: with flip, rotation, colour jitter, JPEG, blur and noise as strong as in the recipe, all of it on
+  this machine's CPU, ending in normalised float32 on both sides. Against the same operations of torchvision on Pillow's
+  images, and, as `augmented_v2_*`, on uint8 tensors with transforms v2.
+- `augmented_plain_ratio`: with all this, against the usual loader without any augmentation.
+- `decode_levels`, `resize_levels`: the largest difference to Pillow, in levels of 255, over faces, photographs and some
+  JPEGs of other kinds.
+- `memory_ratio`: largest memory of the process tree, ours over theirs, each in processes of its own.
+- `*_images_per_second`, `*_megabytes`: what these are made of.
 
-Run alone with `python -m benchmarks.loader [--quick]`. The images are made: JPEGs of 224 to 256 px, about 15 KB each.
+Run alone with `python -m benchmarks.loader [--quick]`. The images are made: JPEGs of 224 to 256 px, about 18 KB, and
+of 1500x1200 px, about 450 KB.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import json
-import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,121 +39,142 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, RandomSampler
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
+from benchmarks._classic import BATCH, RECIPE, SIZE, usual_loader
+from benchmarks._images import draw_faces, draw_photographs
+from benchmarks._measure import Cost, interleaved, peak_memory, ratios, record, timed
 from hai.config.schema import RunConfig
-from hai.data.augment import MEAN, STD
 from hai.data.dataset import ImageDataset
-from hai.data.manifest import build_manifest
+from hai.data.images import decode_image, fit_image
+from hai.data.manifest import Manifest, build_manifest
 
-SIZE, BATCH, NUM_IMAGES = 224, 64, 640
-RECIPE = {
-    "flip": 0.5, "rotation_degrees": 10, "brightness": 0.15, "contrast": 0.15, "saturation": 0.15, "hue": 0.05,
-    "jpeg_probability": 0.3, "noise_probability": 0.1, "blur_probability": 0.05,
-}  # fmt: skip
-FLOORS = {
-    "loader_wall_ratio": 6.0,
-    "loader_cpu_ratio": 5.0,
-    "prepared_wall_ratio": None,
-    "cached_wall_ratio": 25.0,
-    "augmented_wall_ratio": 2.0,
-    "augmented_cpu_ratio": 2.0,
-}
+LARGE = 756
+WALL, CPU = 0, 1
+RATIOS: tuple[tuple[str, str, str, int, float | None], ...] = (
+    ("loader_wall_ratio", "usual", "loader", WALL, 6.0),
+    ("loader_cpu_ratio", "usual", "loader", CPU, 5.0),
+    ("prepared_wall_ratio", "usual", "prepared", WALL, None),
+    ("cached_wall_ratio", "usual", "cached", WALL, 25.0),
+    ("cached_memcpy_ratio", "memcpy", "cached", WALL, 0.25),
+    ("large_wall_ratio", "usual_large", "large", WALL, 2.5),
+    ("large_cpu_ratio", "usual_large", "large", CPU, None),
+    ("augmented_wall_ratio", "usual_augmented", "augmented", WALL, 2.0),
+    ("augmented_cpu_ratio", "usual_augmented", "augmented", CPU, 2.0),
+    ("augmented_v2_wall_ratio", "usual_v2", "augmented", WALL, 2.0),
+    ("augmented_v2_cpu_ratio", "usual_v2", "augmented", CPU, 2.0),
+    ("augmented_plain_ratio", "usual", "augmented", WALL, 1.0),
+)
+"""Name, contestant above the line, below the line, of which cost, floor."""
 
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record says whether it keeps its floor."""
     before = os.environ.get("HAI_CACHE")
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["HAI_CACHE"] = str(Path(scratch) / "cache")
+    with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as name:
+        scratch = Path(name)
+        os.environ["HAI_CACHE"] = str(scratch / "cache")
         try:
-            return _measured(draw_images(Path(scratch) / "faces"), repeats=3 if quick else 7, passes=1 if quick else 6)
+            faces, large = draw_faces(scratch / "faces"), draw_photographs(scratch / "photographs")
+            return [
+                *_speed(faces, large, repeats=3 if quick else 7, passes=1 if quick else 3),
+                *_exactness(faces, large),
+                *_memory(faces, repeats=1 if quick else 3),
+            ]
         finally:
             os.environ.pop("HAI_CACHE")
             if before is not None:
                 os.environ["HAI_CACHE"] = before
 
 
-def _measured(folder: Path, *, repeats: int, passes: int) -> list[dict[str, Any]]:
-    total = passes * NUM_IMAGES
-    usual, usual_augmented = (_usual(folder, total, augmented=augmented) for augmented in (False, True))
-    for peer in (usual, usual_augmented):
-        next(
-            iter(peer)
-        )  # starts its workers, which stay: before torch has threads here, which a fork would not survive
-    cached = _dataset(folder, cache="on")
-    for _ in _batches(cached, NUM_IMAGES, prepare=False):
-        pass  # fills the cache
-    contestants: dict[str, Callable[[], Iterator[Any]]] = {
-        "usual": lambda: iter(usual),
-        "loader": lambda: _batches(_dataset(folder), total, prepare=False),
-        "prepared": lambda: _batches(_dataset(folder), total, prepare=True),
-        "cached": lambda: _batches(cached, total, prepare=False),
-        "usual_augmented": lambda: iter(usual_augmented),
-        "augmented": lambda: _batches(_dataset(folder, augment=RECIPE), total, prepare=True),
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def _speed(faces: Path, large: Path, *, repeats: int, passes: int) -> list[dict[str, Any]]:
+    count = passes * 640
+    usual = {
+        "usual": usual_loader(faces, count),
+        "usual_large": usual_loader(large, 48 * passes, size=LARGE),
+        "usual_augmented": usual_loader(faces, count // 2, augmented="pillow"),
+        "usual_v2": usual_loader(faces, count // 2, augmented="tensors"),
     }
-    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, batches in contestants.items():
-            costs[name].append(_cost(batches, total))
-    records = []
-    for name, floor in FLOORS.items():
-        contestant, kind, _ = name.split("_")
-        peer = "usual_augmented" if contestant == "augmented" else "usual"
-        column = 0 if kind == "wall" else 1
-        ratios = [a[column] / b[column] for a, b in zip(costs[peer], costs[contestant], strict=True)]
-        value = statistics.median(ratios)
-        holds = floor is None or value >= floor
-        records.append(
-            {"name": name, "value": value, "low": min(ratios), "high": max(ratios), "floor": floor, "holds": holds}
-        )
-    for name, pairs in costs.items():
-        rates = [total / wall for wall, _ in pairs]
-        records.append(
-            {
-                "name": f"{name}_images_per_second", "value": statistics.median(rates), "low": min(rates),
-                "high": max(rates), "floor": None, "holds": True,
-            }
-        )  # fmt: skip
+    for loader in usual.values():  # starts its workers, which stay: before torch has threads, which no fork survives
+        next(iter(loader))
+    contestants: dict[str, Callable[[], Cost]] = {
+        name: functools.partial(_per_image, loader.__iter__, len(loader.sampler))  # type: ignore[arg-type]
+        for name, loader in usual.items()
+    }
+    cached = _dataset(faces, cache="on")
+    for _ in _batches(cached, len(cached), prepare=False):
+        pass  # fills the cache
+    augmented = functools.partial(_dataset, faces, augment=RECIPE)
+    contestants |= {
+        "loader": lambda: _per_image(lambda: _batches(_dataset(faces), 3 * count, prepare=False), 3 * count),
+        "prepared": lambda: _per_image(lambda: _batches(_dataset(faces), 2 * count, prepare=True), 2 * count),
+        "cached": lambda: _per_image(lambda: _batches(cached, 16 * count, prepare=False), 16 * count),
+        "large": lambda: _per_image(
+            lambda: _batches(_dataset(large, LARGE), 96 * passes, prepare=False), 96 * passes
+        ),
+        "augmented": lambda: _per_image(lambda: _batches(augmented(), count, prepare=True), count),
+        "memcpy": functools.partial(_memcpy, 16 * count),
+    }  # fmt: skip
+    costs = interleaved(contestants, repeats)
+    records = [record(name, ratios(costs[a], costs[b], cost), floor=floor) for name, a, b, cost, floor in RATIOS]
+    for name, taken in costs.items():
+        records.append(record(f"{name}_images_per_second", [1 / cost.wall for cost in taken]))
     return records
 
 
-def _cost(batches: Callable[[], Iterator[Any]], total: int) -> tuple[float, float]:
-    """Return the wall and CPU seconds, of this process and its workers, from the start to the last batch."""
-    wall, cpu = time.perf_counter(), _cpu_seconds()
-    count = sum(len(batch["image"] if isinstance(batch, dict) else batch[0]) for batch in batches())
-    assert count == total, (count, total)
-    return time.perf_counter() - wall, _cpu_seconds() - cpu
+def _per_image(batches: Callable[[], Iterator[Any]], total: int) -> Cost:
+    """Return what an image costs, from the start of a loader to its last batch."""
+
+    def load() -> None:
+        loaded = sum(len(batch["image"] if isinstance(batch, dict) else batch[0]) for batch in batches())
+        assert loaded == total, (loaded, total)
+
+    cost = timed(load)
+    return Cost(cost.wall / total, cost.cpu / total)
 
 
-def _cpu_seconds() -> float:
-    ticks = 0
-    for child in multiprocessing.active_children():
-        fields = Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # user and system time
-    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+def _memcpy(total: int) -> Cost:
+    """Return what copying the pixels of an image costs, a batch at a time, by threads that share each batch."""
+    count = _num_threads()
+    source = np.ones((10 * BATCH, SIZE, SIZE, 3), dtype=np.uint8)
+    target = np.ones((BATCH, SIZE, SIZE, 3), dtype=np.uint8)
+    bounds = [(BATCH * part // count, BATCH * (part + 1) // count) for part in range(count)]
+
+    def copy(start: int, part: tuple[int, int]) -> None:
+        np.copyto(target[slice(*part)], source[start + part[0] : start + part[1]])
+
+    def load() -> None:
+        for start in range(0, total, BATCH):
+            for task in [threads.submit(copy, start % len(source), part) for part in bounds]:
+                task.result()
+
+    with ThreadPoolExecutor(count) as threads:
+        cost = timed(load)
+    return Cost(cost.wall / total, cost.cpu / total)
 
 
-def _dataset(folder: Path, *, cache: str = "off", augment: dict[str, float] | None = None) -> ImageDataset:
-    if folder not in _manifests:
-        _manifests[folder] = build_manifest(_config(folder, cache, augment).data, 1, require=("train",))
-    return ImageDataset(_manifests[folder], _config(folder, cache, augment), "train")
+def _num_threads() -> int:
+    return len(os.sched_getaffinity(0))
 
 
-_manifests: dict[Path, Any] = {}
+_manifests: dict[Path, Manifest] = {}
 
 
-def _config(folder: Path, cache: str, augment: dict[str, float] | None) -> RunConfig:
+def _dataset(
+    folder: Path, size: int = SIZE, *, cache: str = "off", augment: dict[str, float] | None = None
+) -> ImageDataset:
     data = {
         "sources": [{"path": str(folder), "splits": ["train"]}],
-        "image_size": SIZE,
+        "image_size": size,
         "cache_decoded": cache,
-        "num_threads": len(os.sched_getaffinity(0)),
+        "num_threads": _num_threads(),
     }
-    return RunConfig.model_validate({"data": data, "augment": augment or {}})
+    config = RunConfig.model_validate({"data": data, "augment": augment or {}})
+    if folder not in _manifests:
+        _manifests[folder] = build_manifest(config.data, 1, require=("train",))
+    return ImageDataset(_manifests[folder], config, "train")
 
 
 def _batches(dataset: ImageDataset, total: int, *, prepare: bool) -> Iterator[dict[str, torch.Tensor]]:
@@ -157,42 +187,77 @@ def _batches(dataset: ImageDataset, total: int, *, prepare: bool) -> Iterator[di
             yield dataset.prepare(batch, epoch=0, training=True) if prepare else batch
 
 
-def _usual(folder: Path, total: int, *, augmented: bool) -> DataLoader[Any]:
-    steps: list[Any] = [transforms.Resize((SIZE, SIZE))]
-    if augmented:
-        steps += [
-            transforms.RandomHorizontalFlip(RECIPE["flip"]),
-            transforms.RandomRotation(RECIPE["rotation_degrees"], interpolation=transforms.InterpolationMode.BILINEAR),
-            transforms.ColorJitter(RECIPE["brightness"], RECIPE["contrast"], RECIPE["saturation"], RECIPE["hue"]),
-            transforms.RandomApply([transforms.GaussianBlur(11, (0.3, 1.5))], RECIPE["blur_probability"]),
-            transforms.RandomApply([v2.JPEG((60, 100))], RECIPE["jpeg_probability"]),
-        ]
-    steps.append(transforms.ToTensor())
-    if augmented:
-        noise = transforms.Lambda(lambda image: (image + 0.02 * torch.randn_like(image)).clamp_(0, 1))
-        steps.append(transforms.RandomApply([noise], RECIPE["noise_probability"]))
-    steps.append(transforms.Normalize(MEAN, STD))
-    images = ImageFolder(str(folder), transforms.Compose(steps))
-    sampler = RandomSampler(images, num_samples=total)
-    return DataLoader(images, batch_size=BATCH, sampler=sampler, num_workers=2, persistent_workers=True)
+# -- exactness ---------------------------------------------------------------------------------------------------------
 
 
-def draw_images(folder: Path, count: int = NUM_IMAGES) -> Path:
-    """Make real/ and fake/ with JPEGs of 224 to 256 px and about 15 KB: the size of face crops."""
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        path = folder / ("real", "fake")[number % 2] / f"{number:04}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        side = int(rng.integers(SIZE, 257))
-        picture = np.zeros((side, side, 3))
-        for cells, share in ((4, 0.6), (24, 0.25), (112, 0.15)):
-            noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
-            picture += share * np.asarray(noise.resize((side, side), Image.Resampling.BICUBIC))
-        Image.fromarray(picture.astype(np.uint8)).save(path, quality=90)
-    return folder
+def _exactness(faces: Path, large: Path) -> list[dict[str, Any]]:
+    """Compare with Pillow: JPEGs of many kinds, and resizes down and up."""
+    files = [*sorted(faces.rglob("*.jpg"))[:64], *sorted(large.rglob("*.jpg"))[:4]]
+    photographs = Path(os.environ.get("HAI_TEST_DATA", "../shared/data"))
+    files += [file for name in ("quality/images", "faces/real") for file in sorted((photographs / name).glob("*"))[:64]]
+    contents = [file.read_bytes() for file in files]
+    contents += [variant for content in contents[:8] for variant in _other_kinds(content)]
+    decoded, resized = 0, 0
+    for content in contents:
+        with Image.open(io.BytesIO(content)) as opened:
+            picture = opened.convert("RGB")
+        pixels = decode_image(content)
+        decoded = max(decoded, _levels(pixels, picture))
+        for size in (SIZE, 380):
+            expected = picture.resize((size, size), Image.Resampling.BILINEAR)
+            resized = max(resized, _levels(fit_image(pixels, size, "resize"), expected))
+    count = f"{len(contents)} images"
+    return [
+        record(f"decode_levels: {count}", [decoded], most=0.0),
+        record(f"resize_levels: {count}", [resized], most=1.0),
+    ]
+
+
+def _other_kinds(content: bytes) -> Iterator[bytes]:
+    with Image.open(io.BytesIO(content)) as picture:
+        for mode, settings in (
+            ("RGB", {"subsampling": "4:4:4"}),
+            ("RGB", {"subsampling": "4:2:2", "quality": 60}),
+            ("RGB", {"progressive": True}),
+            ("L", {}),
+        ):
+            file = io.BytesIO()
+            picture.convert(mode).save(file, "JPEG", **settings)
+            yield file.getvalue()
+
+
+def _levels(pixels: Any, expected: Image.Image) -> int:
+    return int(np.abs(pixels.astype(np.int16) - np.asarray(expected).astype(np.int16)).max())
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def _memory(faces: Path, repeats: int) -> list[dict[str, Any]]:
+    def peak(name: str) -> float:
+        return peak_memory([sys.executable, "-m", "benchmarks.loader", "load", name, str(faces)], cwd=_ROOT).bytes / 1e6
+
+    peaks = interleaved({name: functools.partial(peak, name) for name in ("usual", "loader")}, repeats)
+    return [
+        record("memory_ratio", ratios(peaks["loader"], peaks["usual"]), most=1.0),
+        *(record(f"{name}_megabytes", taken) for name, taken in peaks.items()),
+    ]
+
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load(name: str, folder: Path) -> None:
+    """Load 20 batches and nothing else, to have the memory of this process and its workers watched."""
+    total = 20 * BATCH
+    for _ in usual_loader(folder, total) if name == "usual" else _batches(_dataset(folder), total, prepare=False):
+        pass
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["load"]:
+        _load(sys.argv[2], Path(sys.argv[3]))
+        sys.exit()
     results = run(quick="--quick" in sys.argv)
     print(json.dumps(results, indent=1))
     sys.exit(0 if all(record["holds"] for record in results) else 1)

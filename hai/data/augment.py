@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +41,21 @@ from hai.data import device_draws, draws
 from hai.data.disturb import compress
 from hai.data.images import fit_image
 
-__all__ = ["MEAN", "STD", "Draw", "augment", "degrade", "draw_in_threads", "normalise"]
+__all__ = [
+    "MEAN",
+    "STD",
+    "Change",
+    "Draw",
+    "ExampleChanges",
+    "apply_changes",
+    "augment",
+    "change_example",
+    "changes_by_example",
+    "degrade",
+    "draw_changes",
+    "draw_in_threads",
+    "normalise",
+]
 
 MEAN = (0.485, 0.456, 0.406)
 """Mean of ImageNet's R, G and B on the scale 0-1: what published backbones expect."""
@@ -103,6 +118,17 @@ def degrade(image: NDArray[np.uint8], config: AugmentConfig, drawn: NDArray[np.f
     return image
 
 
+class Change(NamedTuple):
+    """One kind of change to the images of a batch."""
+
+    chosen: Tensor
+    """Which examples drew it, bool [B]."""
+    change: Callable[..., Tensor]
+    """Takes float32 [B, 3, H, W] on the scale 0-255, which it may work on in place, and the parameters."""
+    parameters: tuple[Tensor, ...] = ()
+    """What each example drew for it, [B] each."""
+
+
 def augment(image: Tensor, index: Tensor, config: AugmentConfig, *, seed: int, epoch: int) -> Tensor:
     """Change a batch on its device, each example as it drew.
 
@@ -116,13 +142,18 @@ def augment(image: Tensor, index: Tensor, config: AugmentConfig, *, seed: int, e
     Returns:
         float32 [B, 3, H, W] on the scale 0-255, contiguous.
     """
+    return apply_changes(image, draw_changes(index, config, seed=seed, epoch=epoch))
+
+
+def draw_changes(index: Tensor, config: AugmentConfig, *, seed: int, epoch: int) -> list[Change]:
+    """Draw the changes to a batch, in their order, without those that the config rules out; arguments of `augment`."""
     drawn = device_draws.uniform(seed, epoch, index[:, None], torch.arange(len(Draw), device=index.device))
-    value = _as_float(image)
+    changes = []
     if config.flip:
-        value = _change(value, drawn[:, Draw.FLIP] < config.flip, _flip)
+        changes.append(Change(drawn[:, Draw.FLIP] < config.flip, _flip))
     if config.rotation_probability and config.rotation_degrees:
         turn = _around(0.0, config.rotation_degrees, drawn[:, Draw.ROTATION_ANGLE])
-        value = _change(value, drawn[:, Draw.ROTATION] < config.rotation_probability, rotate, turn)
+        changes.append(Change(drawn[:, Draw.ROTATION] < config.rotation_probability, rotate, (turn,)))
     jittered = drawn[:, Draw.JITTER] < config.jitter_probability
     for change, centre, spread, draw in (
         (adjust_brightness, 1.0, config.brightness, Draw.BRIGHTNESS),
@@ -131,16 +162,56 @@ def augment(image: Tensor, index: Tensor, config: AugmentConfig, *, seed: int, e
         (shift_hue, 0.0, config.hue, Draw.HUE),
     ):
         if config.jitter_probability and spread:
-            value = _change(value, jittered, change, _around(centre, spread, drawn[:, draw]))
+            changes.append(Change(jittered, change, (_around(centre, spread, drawn[:, draw]),)))
     if config.blur_probability:
         least, most = config.blur_sigma
         sigma = least + drawn[:, Draw.BLUR_SIGMA] * (most - least)
         change = functools.partial(blur, radius=math.ceil(3 * most))
-        value = _change(value, drawn[:, Draw.BLUR] < config.blur_probability, change, sigma)
+        changes.append(Change(drawn[:, Draw.BLUR] < config.blur_probability, change, (sigma,)))
     if config.noise_probability and config.noise_std:
         keys = device_draws.hash_keys(seed, epoch, index, int(Draw.NOISE_PIXELS))
         change = functools.partial(add_noise, std=255 * config.noise_std)
-        value = _change(value, drawn[:, Draw.NOISE] < config.noise_probability, change, keys)
+        changes.append(Change(drawn[:, Draw.NOISE] < config.noise_probability, change, (keys,)))
+    return changes
+
+
+def apply_changes(image: Tensor, changes: Sequence[Change]) -> Tensor:
+    """Apply changes to uint8 [B, 3, H, W], which stays as it is; returns float32 on the scale 0-255, contiguous.
+
+    On CPUs example after example, which keeps each in the cache and leaves the others alone; elsewhere to the whole
+    batch with masks, because asking the device which examples they are would wait for it.
+    """
+    value = _as_float(image)
+    if value.device.type != "cpu":
+        for chosen, change, parameters in changes:
+            value = torch.where(_per_example(chosen), change(value.clone(), *parameters), value)
+        return value
+    for row, own in enumerate(changes_by_example(changes, len(value))):
+        part = value[row : row + 1]
+        changed = change_example(part, own)
+        if changed is not part:
+            part.copy_(changed)
+    return value
+
+
+ExampleChanges = list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]]
+"""The changes that one example drew, with parameters of shape [1]."""
+
+
+def changes_by_example(changes: Sequence[Change], count: int) -> list[ExampleChanges]:
+    """List for each of `count` examples on a CPU the changes that it drew."""
+    own: list[ExampleChanges] = [[] for _ in range(count)]
+    for chosen, change, parameters in changes:
+        rows = [parameter.split(1) for parameter in parameters]
+        for row in chosen.nonzero().flatten().tolist():
+            own[row].append((change, tuple(parameter[row] for parameter in rows)))
+    return own
+
+
+def change_example(value: Tensor, changes: ExampleChanges) -> Tensor:
+    """Apply its changes to one example, float32 [1, 3, H, W], in place as far as they can."""
+    for change, parameters in changes:
+        value = change(value, *parameters)
     return value
 
 
@@ -163,6 +234,7 @@ def _as_float(image: Tensor) -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)  # kept: also for computations with gradients
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] * 255 for values in (MEAN, STD))
     return mean.float().to(device), std.float().to(device)
@@ -170,23 +242,6 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _around(centre: float, spread: float, drawn: Tensor) -> Tensor:
     return centre + spread * (2 * drawn - 1)
-
-
-def _change(value: Tensor, chosen: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """Apply a change, which may work in place, to the examples that drew it.
-
-    On CPUs example by example, which keeps each in the cache and leaves the others alone; elsewhere to a copy of the
-    whole batch with a mask, because asking the device which examples they are would wait for it.
-    """
-    if value.device.type != "cpu":
-        return torch.where(_per_example(chosen), change(value.clone(), *parameters), value)
-    for row in chosen.nonzero().flatten().tolist():
-        part = slice(row, row + 1)
-        example = value[part]
-        changed = change(example, *(parameter[part] for parameter in parameters))
-        if changed is not example:
-            example.copy_(changed)
-    return value
 
 
 def _flip(value: Tensor) -> Tensor:
@@ -235,17 +290,18 @@ def shift_hue(value: Tensor, turns: Tensor) -> Tensor:
     most = torch.maximum(torch.maximum(red, green), blue)
     least = torch.minimum(torch.minimum(red, green), blue)
     chroma = most - least
-    not_red, not_green = (most - red).sign_(), (most - green).sign_()  # 0 or 1; torch.where costs 10 times more
-    sextant = (blue - red).add_(2 * chroma).mul_(1 - not_green).add_((red - green).add_(4 * chroma).mul_(not_green))
-    sextant = sextant.mul_(not_red).add_((green - blue).mul_(1 - not_red))
+    not_red, not_green = (most - red).sign_(), (most - green).sign_()  # 0 or 1, where lerp is exact
+    sextant = (blue - red).add_(chroma, alpha=2).lerp_((red - green).add_(chroma, alpha=4), not_green)
+    sextant = (green - blue).lerp_(sextant, not_red)
     hue = sextant.div_(chroma.clamp(min=1e-6)).add_(_per_example(turns) * 6)  # grey pixels: any hue gives them back
-    hue -= torch.floor(hue / 6).mul_(6)
+    hue.sub_((hue / 6).floor_(), alpha=6)
     centres, signs, offsets = _hue_way_back(value.device)
     weight: Tensor = (hue - centres).abs_().mul_(signs).add_(offsets).clamp_(0, 1)
     return weight.mul_(chroma).add_(least)
 
 
 @functools.cache
+@torch.inference_mode(False)
 def _hue_way_back(device: torch.device) -> Tensor:
     table = torch.tensor([[3.0, 2.0, 4.0], [1.0, -1.0, -1.0], [-1.0, 2.0, 2.0]])
     return table[:, :, None, None].to(device)

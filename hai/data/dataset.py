@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hai.config.schema import RunConfig
-from hai.data.augment import Draw, augment, degrade, draw_in_threads, normalise
+from hai.data.augment import Change, Draw, degrade, draw_changes, draw_in_threads
 from hai.data.cache import open_cache
 from hai.data.images import decode_image, fit_image
+from hai.data.inputs import ModelInputs
 from hai.data.loader import RingLoader
 from hai.errors import DataError
 from hai.paths import is_mount
@@ -53,6 +54,7 @@ class ImageDataset:
         self.rows: NDArray[np.int64] = np.arange(len(manifest)) if split is None else manifest.indices(split)
         self.labels: NDArray[np.int64] = manifest.label[self.rows].astype(np.int64)
         self._crc = np.zeros(len(manifest), dtype=np.uint32)  # of content that matched its hash; 0: not yet read
+        self._inputs = ModelInputs()
         self._cache = open_cache(manifest, config.data, num_uses=self._num_uses())
 
     def __len__(self) -> int:
@@ -104,17 +106,20 @@ class ImageDataset:
 
     def prepare(self, batch: Batch, *, epoch: int, training: bool) -> Batch:
         """Make the model's input of a loaded batch on its device: normalised float32, changed at random in training."""
-        image = batch["image"]
+        changes: list[Change] = []
         if training:
-            image = augment(image, batch["index"], self.config.augment, seed=self.config.seed, epoch=epoch)
-        return {**batch, "image": normalise(image)}
+            changes = draw_changes(batch["index"], self.config.augment, seed=self.config.seed, epoch=epoch)
+        return {**batch, "image": self._inputs(batch["image"], changes)}
 
-    def load_image(self, row: int, drawn: NDArray[np.float64] | None = None) -> NDArray[np.uint8]:
+    def load_image(
+        self, row: int, drawn: NDArray[np.float64] | None = None, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """Load the image of a manifest row, [S, S, 3].
 
         Args:
             row: manifest index.
             drawn: its row of `draw_in_threads`; None: no random changes.
+            out: contiguous [S, S, 3] that it may be written to, and is then returned.
 
         Raises:
             DataError: the file has changed or cannot be read.
@@ -124,7 +129,7 @@ class ImageDataset:
         if image is None:
             image = self._decode(row)
             if data.geometry != "crop":
-                image = fit_image(image, data.image_size, data.geometry)
+                image = fit_image(image, data.image_size, data.geometry, out=out)
             if self._cache:
                 self._cache.write(row, image)
         if drawn is None:
@@ -202,7 +207,10 @@ class _Load:
 
     def load(self, start: int, stop: int, out: NDArray[np.uint8]) -> None:
         for place, row in enumerate(self.rows[start:stop].tolist()):
-            out[place] = self._dataset.load_image(row, None if self._drawn is None else self._drawn[start + place])
+            target = out[place]
+            image = self._dataset.load_image(row, None if self._drawn is None else self._drawn[start + place], target)
+            if image is not target:
+                target[...] = image
 
 
 def _parent(source: str, configured: Iterable[str]) -> str:

@@ -79,6 +79,7 @@ def normal(keys: Tensor, size: int) -> Tensor:
 
 
 @functools.cache
+@torch.inference_mode(False)
 def _quantiles(device: torch.device) -> Tensor:
     """Return the normal quantiles of (i + 1/2) / 65,536, float32 [65536]."""
     points = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)

@@ -8,7 +8,7 @@ import re
 import struct
 import threading
 import warnings
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import simplejpeg
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hai.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["FORMATS", "IMAGE_SUFFIXES", "decode_image", "decode_small", "fit_image", "resize_image", "rgb_pixels"]
 
@@ -241,6 +244,7 @@ def fit_image(
     size: int,
     geometry: Literal["resize", "pad", "crop"],
     offset: tuple[float, float] | None = None,
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Make an image the model's square, within 1 level of Pillow's bilinear filter.
 
@@ -251,13 +255,14 @@ def fit_image(
             resolution, smaller images being enlarged first until their shorter side fits.
         offset: where the crop lies, (down, right) in [0, 1)^2 of the room there is; None: the centre. Only `crop`
             looks at it.
+        out: contiguous uint8 [size, size, 3] that `resize` may write to.
 
     Returns:
-        uint8 [size, size, 3]; the image itself if nothing had to change, else new or a view of it.
+        uint8 [size, size, 3]; the image itself if nothing had to change, else `out`, new or a view of the image.
     """
     height, width = image.shape[:2]
     if geometry == "resize":
-        return resize_image(image, size, size)
+        return resize_image(image, size, size, out)
     if geometry == "pad":
         scale = size / max(height, width)
         image = resize_image(image, max(1, round(height * scale)), max(1, round(width * scale)))
@@ -279,14 +284,26 @@ def fit_image(
     return image[top : top + size, left : left + size]
 
 
-def resize_image(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Scale an image [H, W, 3] within 1 level of Pillow's bilinear filter; one that fits is returned itself."""
+def resize_image(
+    image: NDArray[np.uint8], height: int, width: int, out: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Scale an image [H, W, 3] within 1 level of Pillow's bilinear filter; one that fits is returned itself.
+
+    The result is `out` where that is given.
+    """
     if image.shape[:2] == (height, width):
         return image
     import torch
 
-    pixels = torch.from_numpy(image if image.flags.writeable else image.copy())
-    planes = pixels.unsqueeze(0).permute(0, 3, 1, 2)  # [1, 3, H, W] in channels_last memory: nothing is transposed
+    planes = _planes(torch.from_numpy(image if image.flags.writeable else image.copy()))
+    if out is not None:  # what `interpolate` calls, which can write to a given place
+        torch.ops.aten._upsample_bilinear2d_aa.out(planes, [height, width], False, out=_planes(torch.from_numpy(out)))
+        return out
     fitted = torch.nn.functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     result: NDArray[np.uint8] = fitted[0].permute(1, 2, 0).contiguous().numpy()
     return result
+
+
+def _planes(pixels: Tensor) -> Tensor:
+    """View [H, W, 3] as [1, 3, H, W] in channels_last memory: nothing is transposed."""
+    return pixels.unsqueeze(0).permute(0, 3, 1, 2)

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hai.data.buffers import Buffers
+
 __all__ = ["RING", "Job", "RingLoader"]
 
 RING = 4
@@ -57,7 +59,9 @@ class RingLoader(Generic[JobT]):
         self._jobs = iter(jobs)
         self._device = device
         self._num_threads = num_threads
-        self._buffers = _Buffers(size, pinned=device.type == "cuda")
+        self._size = size
+        self._buffers = Buffers(pinned=device.type == "cuda")
+        self._copying: deque[tuple[torch.cuda.Event, NDArray[np.uint8]]] = deque()
         self._crew = _Crew()
         self._ahead: deque[_Batch[JobT]] = deque()
         self._no_more_jobs: BaseException | None = None
@@ -96,9 +100,15 @@ class RingLoader(Generic[JobT]):
             except Exception as error:  # raised when the batches before it are used up
                 self._no_more_jobs = error
             else:
-                batch = _Batch(job, self._buffers.take(len(job)))
+                batch = _Batch(job, self._take(len(job)))
                 self._ahead.append(batch)
                 self._crew.add(batch, max(1, min(_CHUNK, -(-len(job) // max(1, self._num_threads)))))
+
+    def _take(self, count: int) -> NDArray[np.uint8]:
+        """Lend [count, S, S, 3], after what the GPU has copied by now has come back."""
+        while self._copying and self._copying[0][0].query():  # type: ignore[no-untyped-call]
+            self._copying.popleft()
+        return self._buffers.take((count, self._size, self._size, 3))
 
     def _on_device(self, batch: _Batch[JobT]) -> Tensor:
         image = torch.from_numpy(batch.pixels).permute(0, 3, 1, 2)
@@ -106,7 +116,9 @@ class RingLoader(Generic[JobT]):
             return image
         copy = image.to(self._device, non_blocking=True)
         if self._device.type == "cuda":
-            self._buffers.keep_until_copied(batch.pixels, self._device)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(self._device))
+            self._copying.append((event, batch.pixels))
         return copy
 
 
@@ -117,32 +129,6 @@ class _Batch(Generic[JobT]):
         self.job, self.pixels = job, pixels
         self.num_left = 0
         self.errors: list[tuple[int, BaseException]] = []
-
-
-class _Buffers:
-    """Pixel buffers that come back by themselves: a buffer is free again when nothing looks at its loan any more."""
-
-    def __init__(self, size: int, *, pinned: bool) -> None:
-        self._size, self._pinned = size, pinned
-        self._free: deque[NDArray[np.uint8]] = deque()
-        self._copying: deque[tuple[torch.cuda.Event, NDArray[np.uint8]]] = deque()
-
-    def take(self, count: int) -> NDArray[np.uint8]:
-        """Lend [count, S, S, 3]; a tensor made of the loan holds on to it."""
-        while self._copying and self._copying[0][0].query():  # type: ignore[no-untyped-call]
-            self._copying.popleft()
-        buffer = self._free.popleft() if self._free else None
-        if buffer is None or len(buffer) < count:
-            buffer = torch.empty((count, self._size, self._size, 3), dtype=torch.uint8, pin_memory=self._pinned).numpy()
-        loan = buffer[:count]
-        weakref.finalize(loan, self._free.append, buffer).atexit = False
-        return loan
-
-    def keep_until_copied(self, loan: NDArray[np.uint8], device: torch.device) -> None:
-        """Hold a loan until the copies queued on the device's stream so far are done."""
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(device))
-        self._copying.append((event, loan))
 
 
 class _Crew:

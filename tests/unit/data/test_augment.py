@@ -106,17 +106,15 @@ def test_number_of_torch_threads_does_not_matter() -> None:
         torch.set_num_threads(before)
 
 
-def test_masks_and_rows_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_and_rows_give_the_same() -> None:
     """The way of GPUs (the whole batch and a mask) changes no bit against the way of CPUs (row by row)."""
     picture, index = pictures(16), torch.arange(16)
     rows = augment(picture, index, ALL, seed=5, epoch=2)
     assert augment(picture.to("meta"), index.to("meta"), ALL, seed=5, epoch=2).shape == rows.shape
-
-    def masked(value, chosen, change, *parameters):  # type: ignore[no-untyped-def]
-        return torch.where(chosen[:, None, None, None], change(value.clone(), *parameters), value)
-
-    monkeypatch.setattr(module, "_change", masked)
-    assert torch.equal(augment(picture, index, ALL, seed=5, epoch=2), rows)
+    value = picture.float().contiguous()
+    for chosen, change, parameters in module.draw_changes(index, ALL, seed=5, epoch=2):
+        value = torch.where(chosen[:, None, None, None], change(value.clone(), *parameters), value)
+    assert torch.equal(value, rows)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
