@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.gpu.device import Setting, record_of, turns_of
 from benchmarks.gpu.training import Case, OwnStep
-from benchmarks.loader import draw_images
+from benchmarks._images import draw_faces
 from hai.config.schema import RunConfig
 from hai.data.dataset import BatchStream, ImageDataset
 from hai.data.manifest import build_manifest
@@ -32,7 +32,7 @@ _TINY = (Case("timm:efficientnet_b0", 64, 4),)
 def run(setting: Setting) -> list[dict[str, Any]]:
     """Measure all cases on the same made faces."""
     with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
-        folder = draw_images(Path(scratch) / "faces", 32 if setting.is_tiny else 2000)
+        folder = draw_faces(Path(scratch) / "faces", 32 if setting.is_tiny else 2000)
         return [
             record for case in (_TINY if setting.is_tiny else _CASES) for record in _measured(setting, case, folder)
         ]

@@ -92,6 +92,5 @@ def test_a_saved_copy_does_not_see_what_training_does_next(device: torch.device)
         count.add_(1)
         assert all(torch.equal(copies[name], kept[name]) for name in kept)
         assert torch.equal(copies["weight"], expected)
-        assert copies["weight"].is_contiguous()
         assert copies["weight"].device == CPU
         expected = weight.cpu()
