@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._images import draw_faces
 from benchmarks.gpu.device import Setting, record_of, turns_of
 from benchmarks.gpu.training import Case, OwnStep
-from benchmarks._images import draw_faces
 from hai.config.schema import RunConfig
 from hai.data.dataset import BatchStream, ImageDataset
 from hai.data.manifest import build_manifest
