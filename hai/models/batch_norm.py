@@ -21,6 +21,6 @@ def share_statistics(model: nn.Module) -> nn.Module:
     Returns:
         The model, or its replacement where it is a BatchNorm layer itself.
     """
-    from timm.layers import convert_sync_batchnorm
+    from timm.layers.norm_act import convert_sync_batchnorm
 
-    return cast(nn.Module, convert_sync_batchnorm(model))
+    return cast(nn.Module, convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]
