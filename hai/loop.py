@@ -13,6 +13,7 @@ from hai.distributed import Workers
 from hai.errors import CheckpointError, NonFiniteError
 from hai.journal import Journal
 from hai.memory import free_memory
+from hai.models.batch_norm import share_statistics
 from hai.models.freeze import statistics_of
 from hai.optim import Ema, build_optimizer, learning_rate_at
 from hai.order import Order
@@ -85,7 +86,7 @@ def _train_on(
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if workers.world_size > 1 and device.type == "cuda" and settings.sync_batch_norm:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        model = share_statistics(model)
     optimizer = build_optimizer(model, config.optim, task.backbone(model), device)
     ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
     progress = journal.restore(model, optimizer, ema)

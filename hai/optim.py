@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hai.config.schema import OptimConfig
 from hai.errors import CheckpointError
 
-__all__ = ["Ema", "build_optimizer", "learning_rate_at", "learning_rate_scales", "set_learning_rate"]
+__all__ = ["Ema", "build_optimizer", "learning_rate_at", "learning_rate_scales", "same_kind", "set_learning_rate"]
 
 _LAYER = re.compile(
     r"^((?:.*?\.)?(?:h|layer\d*|layers|blocks?|stages?)\.\d+(?:\.\d+)?(?:\.(?:layers?|blocks?)\.\d+)?)\."
@@ -118,13 +118,28 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group["lr_scale"]
 
 
+def same_kind(first: Iterable[Tensor], second: Iterable[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Divide two lists of tensors by data type: torch works on a list at once, on GPUs in one go, if it has one type.
+
+    Args:
+        first: tensors that are going to be changed.
+        second: of the same types and shapes.
+    """
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for one, other in zip(first, second, strict=True):
+        mine, others = groups.setdefault(one.dtype, ([], []))
+        mine.append(one)
+        others.append(other)
+    return list(groups.values())
+
+
 class Ema:
     """An exponential moving average of a model's parameters, with its current buffers.
 
     Step t uses the decay min(decay, (1 + t) / (10 + t)), so that the first, fast steps do not linger.
 
     Args:
-        model: not wrapped; the average starts at its weights.
+        model: not wrapped, on its device; the average starts at its weights and follows these tensors.
         decay: share of the old average that a step keeps.
 
     Source: Polyak and Juditsky, 1992; the warm-up is that of TensorFlow's ExponentialMovingAverage (`num_updates`).
@@ -133,25 +148,26 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.tensors: dict[str, Tensor] = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self._averaged = self._pairs(dict(model.named_parameters(remove_duplicate=False)))
+        self._copied = self._pairs(dict(model.named_buffers(remove_duplicate=False)))
+
+    def _pairs(self, live: dict[str, Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """Put what is averaged beside what the model computes with; looking both up at every step would cost ms."""
+        names = [name for name in live if name in self.tensors]
+        return same_kind([self.tensors[name] for name in names], [live[name] for name in names])
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Move the average towards the model after an optimizer step.
 
         Args:
-            model: the one it was made of, not wrapped.
             step: optimizer steps taken before this one, from 0.
         """
-        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        averages: list[Tensor] = []
-        values: list[Tensor] = []
-        for name, value in model.state_dict().items():
-            if name in parameters:
-                averages.append(self.tensors[name])
-                values.append(value)
-            else:
-                self.tensors[name].copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - min(self.decay, (1 + step) / (10 + step)))
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        for averages, values in self._averaged:
+            torch._foreach_lerp_(averages, values, weight)
+        for averages, values in self._copied:
+            torch._foreach_copy_(averages, values)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the tensors of a checkpoint.

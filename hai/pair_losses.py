@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -128,7 +130,7 @@ class PairLoss:
         if shares is None:
             return weight
         counts = torch.stack([(wins & (gap == distance)).sum() for distance in range(1, len(shares) + 1)]).float()
-        wanted = torch.where(counts > 0, torch.tensor(shares, device=gap.device), 0.0)
+        wanted = torch.where(counts > 0, _constant(tuple(shares), gap.device), 0.0)
         each = wanted / counts.clamp(min=1) * counts.sum() / wanted.sum().clamp(min=1e-30)
         return weight * each[(gap - 1).clamp(0, len(shares) - 1)]
 
@@ -147,7 +149,13 @@ class PairLoss:
             return None
         head = torch.arange(heads, device=key.device)
         drawn = uniform(self._seed, _BAG, head[None, :], key[:, None])
-        return torch.bucketize(drawn, torch.tensor(_POISSON, device=key.device), right=True).float()
+        return torch.bucketize(drawn, _constant(_POISSON, key.device), right=True).float()
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return constants on a device; a copy at every step would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 def _tie(outputs: Tensor) -> Tensor:

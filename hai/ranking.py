@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 
     from hai.trained import Layout, Trained
 
-__all__ = ["Comparison", "Ranker", "Scored", "load_ranker", "run_comparison", "run_ranking"]
+__all__ = ["BATCH_SIZE", "Comparison", "Ranker", "Scored", "load_ranker", "run_comparison", "run_ranking"]
 
-_BATCH_SIZE: Final = 32
+BATCH_SIZE: Final = 32
+"""Images that are scored at once."""
 
 Image = str | Path | bytes | NDArray[np.uint8]
 """An image: a file, a file's content, or pixels [H, W, 3], RGB."""
@@ -219,7 +220,7 @@ def _jobs(images: Iterable[Image], layout: Layout) -> Iterator[_Job]:
     batch: list[Image] = []
     for image in images:
         batch.append(image)
-        if len(batch) == _BATCH_SIZE:
+        if len(batch) == BATCH_SIZE:
             yield _Job(batch, layout)
             batch = []
     if batch:

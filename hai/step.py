@@ -21,9 +21,9 @@ from hai.config.schema import RunConfig
 from hai.data.draws import hash_int
 from hai.distributed import Workers
 from hai.errors import NonFiniteError, OutOfMemoryError
-from hai.memory import free_memory, is_out_of_memory
+from hai.memory import first_line, free_memory, is_out_of_memory
 from hai.models.freeze import set_frozen, statistics_kept, statistics_of, train_mode
-from hai.optim import Ema
+from hai.optim import Ema, same_kind
 from hai.order import slice_bounds
 from hai.precision import precision_on
 from hai.tasks.base import Task
@@ -72,6 +72,7 @@ class Stepper:
         self._cut(micro_batch_size)
         self._statistics = statistics_of(model)
         self._statistics_before = [buffer.clone() for buffer in self._statistics]
+        self._copies = same_kind(self._statistics_before, self._statistics)
         self._backbone = task.backbone(model)
         self._frozen: set[str] | None = None
         self._forward: nn.Module = model
@@ -98,19 +99,29 @@ class Stepper:
         rate = self.learning_rate_at(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
-        if self._statistics:
-            torch._foreach_copy_(self._statistics_before, self._statistics)
+        for before, now in self._copies:
+            torch._foreach_copy_(before, now)
         sums, self._losses = self._sums, []
-        while not self._fits(batch, step, epoch, prepare):
-            self._halve(step)
+        while trouble := self._lack_of_memory(batch, step, epoch, prepare):
+            self._halve(step, trouble)
             self._optimizer.zero_grad(set_to_none=True)
             self._sums, self._losses = sums, []
             for buffer, value in zip(self._statistics, self._statistics_before, strict=True):
                 buffer.data.copy_(value)
-        self._update(step)
+        try:
+            self._update(step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"step {step}: out of memory for what the optimizer keeps of each weight on worker "
+                f"{self._workers.rank}; set model.freeze_backbone=true, optim.name=sgd or take a smaller model; "
+                f"{first_line(error)}",
+                1,
+            ) from error
 
-    def _fits(self, batch: Batch, step: int, epoch: int, prepare: Callable[[Batch], Batch]) -> bool:
-        """Compute the gradients of a step; False when memory has run out on the way."""
+    def _lack_of_memory(self, batch: Batch, step: int, epoch: int, prepare: Callable[[Batch], Batch]) -> str:
+        """Compute the gradients of a step; return what was said when memory has run out on the way, else nothing."""
         try:
             if self.num_micro_batches > 1 and self._task.needs_global_batch(epoch):
                 self._backward_cached(batch, step, epoch, prepare)
@@ -119,10 +130,10 @@ class Stepper:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return False
-        return True
+            return first_line(error)
+        return ""
 
-    def _halve(self, step: int) -> None:
+    def _halve(self, step: int, trouble: str) -> None:
         """Take half the micro-batch; the global batch, and so the objective, stay as they are."""
         free_memory(self._workers.device)
         size = self.micro_batch_size
@@ -134,7 +145,8 @@ class Stepper:
                     f"set train.micro_batch_size={size // 2}"
                     if size > 1
                     else "lower data.image_size or take a smaller model"
-                ),
+                )
+                + f"; {trouble}",
                 size,
             )
         self._cut(size // 2)
@@ -225,10 +237,10 @@ class Stepper:
         losses = torch.stack(self._losses).sum()
         # fp16: a gradient that overflows is the scaler's to skip, a loss that is not finite is not
         finite = torch.isfinite(losses if self.scaler.is_enabled() else norm + losses)
-        if norm.device.type == "cpu":
+        if self._waits:
             if not finite:
                 raise NonFiniteError(_non_finite(step), step)
-        else:  # no waiting for the device here
+        else:
             self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
             if not self.scaler.is_enabled():  # the fused optimizer skips the update, as it does for the scaler
                 self._optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
@@ -237,7 +249,12 @@ class Stepper:
         self.scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         if self._ema is not None:
-            self._ema.update(self._bare, step)
+            self._ema.update(step)
+
+    @property
+    def _waits(self) -> bool:
+        """Say whether a step waits to hear that it was not finite; a GPU is asked by `check` only."""
+        return self._workers.device.type == "cpu"
 
     def _begin_momentum(self) -> None:
         """Begin SGD's momentum at 0, as its first step does; the fused one fails where some begin later than others.

@@ -24,7 +24,10 @@ class Buffers:
             buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
                 buffer = _empty_like(tensor)
-            buffers[name] = buffer.copy_(tensor.detach(), non_blocking=True)
+            buffers[name] = buffer
+        if buffers:
+            sources = [tensor.detach() for tensor in tensors.values()]
+            torch._foreach_copy_(list(buffers.values()), sources, non_blocking=True)
         self._buffers = buffers
         for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
             torch.cuda.synchronize(device)
@@ -32,8 +35,8 @@ class Buffers:
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
-    """Allocate CPU memory, pinned when it is to be filled from a GPU and there is enough."""
+    """Allocate CPU memory, laid out like the tensor, so that copying is no transposing: pinned if there is enough."""
     if tensor.is_cuda:
         with contextlib.suppress(RuntimeError):
-            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return torch.empty(tensor.shape, dtype=tensor.dtype)
+            return torch.empty_like(tensor, device="cpu", pin_memory=True, requires_grad=False)
+    return torch.empty_like(tensor, device="cpu", requires_grad=False)

@@ -67,7 +67,7 @@ REFUSED: Final = "refused"
 """Folder beside the checkpoints that damaged ones are moved to."""
 
 _FORMAT: Final = 1
-_BLOCK: Final = 8 << 20
+_BLOCK: Final = 2 << 20
 _MAX_MANIFEST_BYTES: Final = 1 << 16
 _NAME: Final = re.compile(r"step_(\d{8,18})")
 _DTYPES: Final = {
@@ -290,10 +290,22 @@ def _tensor_blocks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
     for _, tensor in ordered:
-        if tensor.numel():
-            data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        for part in _contiguous_parts(tensor.detach()):
+            data = part.reshape(-1).view(torch.uint8).numpy().data
             for start in range(0, len(data), _BLOCK):
                 yield data[start : start + _BLOCK]
+
+
+def _contiguous_parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Cut a tensor into contiguous ones, in order; one in another memory format is copied a piece at a time."""
+    if tensor.numel() == 0:
+        return
+    if tensor.is_contiguous():
+        yield tensor
+        return
+    rows = max(1, _BLOCK // (tensor[0].numel() * tensor.element_size()))
+    for start in range(0, len(tensor), rows):
+        yield tensor[start : start + rows].contiguous()
 
 
 def _load_tensors(folder: Path, name: str, manifest: Manifest) -> dict[str, Tensor]:

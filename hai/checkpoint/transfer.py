@@ -14,9 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
-from tenacity.nap import sleep_using_event
-
 from hai.checkpoint.files import TEMPORARY, holds_blocks, sync_folder
 from hai.checkpoint.format import (
     FILES,
@@ -101,6 +98,9 @@ def persist(
                 remote.renew()
             on_error(error)
             raise
+
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+    from tenacity.nap import sleep_using_event
 
     retrying = Retrying(
         stop=stop_after_attempt(_ATTEMPTS),

@@ -28,6 +28,7 @@ from hai.data.cache import open_cache
 from hai.data.images import decode_image, fit_image
 from hai.data.inputs import ModelInputs
 from hai.data.loader import RingLoader
+from hai.data.splits import codes_of
 from hai.errors import DataError
 from hai.paths import is_mount
 from hai.types import Batch
@@ -72,15 +73,16 @@ class ImageDataset:
         """
         if self.config.data.sampling == "proportional":
             return np.zeros(len(self), dtype=np.int64), np.ones(1)
-        cells = [(int(label), self.manifest.source[row]) for label, row in zip(self.labels, self.rows, strict=True)]
-        strata = sorted(set(cells))
-        code_of = {cell: code for code, cell in enumerate(strata)}
-        shares = np.zeros(len(strata))
-        for label in {label for label, _ in strata}:
-            own = [code for code, cell in enumerate(strata) if cell[0] == label]
-            weights = self._source_weights([strata[code][1] for code in own])
+        source, names = codes_of(self.manifest.source)
+        cells = self.labels * len(names) + source[self.rows]
+        counts = np.bincount(cells)
+        present = np.flatnonzero(counts)  # ordered by label, then by name
+        shares = np.zeros(len(present))
+        for label in np.unique(present // len(names)):
+            own = np.flatnonzero(present // len(names) == label)
+            weights = self._source_weights([names[cell % len(names)] for cell in present[own]])
             shares[own] = weights / weights.sum()
-        return np.array([code_of[cell] for cell in cells], dtype=np.int64), shares / shares.sum()
+        return (np.cumsum(counts > 0) - 1)[cells], shares / shares.sum()
 
     def batches(
         self, requests: Iterable[tuple[int, NDArray[np.int64]]], *, device: torch.device, training: bool

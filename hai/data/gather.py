@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.data.columns import renamed
 from hai.data.content import Content, Progress, check_images
 from hai.data.rows import COMPARED, Rows, raise_faults
 from hai.data.splits import assign_splits, codes_of, components, content_keys
@@ -77,7 +78,8 @@ class Table:
         columns: dict[str, Any] = {}
         for field in fields(self):
             column = getattr(self, field.name)
-            columns[field.name] = [column[i] for i in listed] if isinstance(column, list) else column[positions]
+            taken = list(map(column.__getitem__, listed)) if isinstance(column, list) else column[positions]
+            columns[field.name] = taken
         return Table(**columns)
 
 
@@ -100,13 +102,15 @@ def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float,
             packed = rows.packed
             content = Content(packed.sha256, packed.width, packed.height, [""] * size)
             offset, length = packed.offset, packed.length
+        name = config.name if len(loaded) > 1 else ""
+        group = _named(rows.group, name)
         tables.append(
             Table(
                 path=rows.path,
                 file=rows.file,
                 source=rows.source,
-                group=_named(rows.group, config.name if len(loaded) > 1 else ""),
-                video=_named(rows.video or rows.group, config.name if len(loaded) > 1 else ""),
+                group=group,
+                video=_named(rows.video, name) if rows.video else group,
                 error=content.error,
                 root=np.full(size, root, dtype=np.int64),
                 content=np.zeros(0, dtype=np.int64),
@@ -138,7 +142,7 @@ def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float,
 
 def _named(names: list[str], source: str) -> list[str]:
     """Keep names of several sources apart."""
-    return [f"{source}/{name}" if name and source else name for name in names]
+    return renamed(names, lambda name: f"{source}/{name}" if name else "") if source else names
 
 
 def join_comparisons(loaded: list[tuple[SourceConfig, Rows]]) -> NDArray[np.int32]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.data.columns import digest_array, digests_of, strings_of
 from hai.data.comparisons import (
     comparison_arrays,
     comparison_units,
@@ -323,7 +324,7 @@ def save_manifest(manifest: Manifest, path: str | Path) -> None:
     columns = {name: column for name, column in columns.items() if column is not None}
     if len(manifest.comparisons):
         columns |= comparison_arrays(manifest.comparisons, len(manifest))
-    columns["sha256"] = pa.array([row.tobytes() for row in manifest.sha256], pa.binary(32))
+    columns["sha256"] = digest_array(manifest.sha256)
     for name in ("path", "file", "source", "group"):
         columns[name] = pa.array(columns[name], pa.string())
     notes = {"problems": [list(problem) for problem in problems], "warnings": list(warnings), "labels": list(labels)}
@@ -355,12 +356,15 @@ def load_manifest(path: str | Path) -> Manifest:
         table = pq.read_table(path)
         notes = json.loads(table.schema.metadata[b"hai"])
         columns: dict[str, Any] = {name: table[name] for name in table.column_names}
-        digests = b"".join(columns["sha256"].to_pylist())
         comparisons = comparisons_of(columns)
-        texts = ("path", "file", "source", "group", "video", "image_id")
+        distinct, repeated = ("path", "image_id"), ("file", "source", "group", "video")
         for name, column in columns.items():
-            columns[name] = column.to_pylist() if name in texts else column.to_numpy()
-        columns["sha256"] = np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
+            if name == "sha256":
+                columns[name] = digests_of(column)
+            elif name in repeated:
+                columns[name] = strings_of(column)
+            else:
+                columns[name] = column.to_pylist() if name in distinct else column.to_numpy()
         problems = tuple(Problem(*problem) for problem in notes["problems"])
         labels = tuple(notes.get("labels", LABELS))  # older ones hold none
         manifest = Manifest(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.data.columns import digest_array, digests_of, renamed, strings_of
 from hai.data.comparisons import comparison_arrays, comparisons_of
 from hai.data.content import Progress, hash_files, stat_files
 from hai.data.remote import copy_file, open_url
@@ -151,7 +152,7 @@ def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], name
             "part": pa.array(columns["part"].astype(np.int32)),
             "offset": pa.array(columns["offset"]),
             "length": pa.array(manifest.length),
-            "sha256": pa.array([row.tobytes() for row in manifest.sha256], pa.binary(32)),
+            "sha256": digest_array(manifest.sha256),
             "label": pa.array(manifest.label),
             "split": pa.array(manifest.split),
             "group": pa.array(manifest.group, pa.string()),
@@ -280,7 +281,7 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
         labels, crop_settings = notes.get(b"labels"), notes.get(b"crop_settings")
         rows = Rows(
             labels=tuple(json.loads(labels)) if labels else LABELS,
-            video=columns["video"].to_pylist() if "video" in columns else [],
+            video=strings_of(columns["video"]) if "video" in columns else [],
             image_id=columns["image_id"].to_pylist() if "image_id" in columns else [],
             score=columns["score"].to_pylist() if "score" in columns else [],
             comparisons=list(map(tuple, comparisons_of(columns).tolist())),
@@ -288,16 +289,15 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
             file=[paths[1 + p] for p in part.tolist()],
             label=columns["label"].to_pylist(),
             split=columns["split"].to_pylist(),
-            group=columns["group"].to_pylist(),
-            source=[source_name(name, s) for s in columns["source"].to_pylist()],
+            group=strings_of(columns["group"]),
+            source=renamed(strings_of(columns["source"]), lambda part: source_name(name, part)),
             stats=stats[1 + part],
             crop_settings=json.loads(crop_settings) if crop_settings else None,
         )
-        digests = b"".join(columns["sha256"].to_pylist())
         rows.packed = Packed(
             columns["offset"].to_numpy(),
             columns["length"].to_numpy(),
-            np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32),
+            digests_of(columns["sha256"]),
             columns["width"].to_numpy(),
             columns["height"].to_numpy(),
         )

@@ -14,13 +14,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import fsspec
-from tenacity import (
-    Retrying,
-    retry_if_exception_type,
-    retry_if_not_exception_type,
-    stop_after_attempt,
-    wait_exponential,
-)
 
 from hai.data.archives import clean_name, listed
 from hai.data.content import Progress, in_threads, note_hash
@@ -195,6 +188,14 @@ def _append(fs: Any, path: str, part: Path, size: int, progress: Callable[[int],
     resumed = have > 0
     if progress and have:
         progress(have)
+    from tenacity import (
+        Retrying,
+        retry_if_exception_type,
+        retry_if_not_exception_type,
+        stop_after_attempt,
+        wait_exponential,
+    )
+
     retrying = Retrying(
         stop=stop_after_attempt(4),
         wait=wait_exponential(0.25, max=4),

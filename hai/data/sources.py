@@ -323,7 +323,7 @@ def _strangers(root: Path, form: Form) -> list[str]:
 
 def _read_labels(table: Path, image_dir: str | None, name: str, faults: list[str], progress: Progress | None) -> Rows:
     folder = ImageFolder(table, image_dir, name)
-    rows, named = Rows(), list[str]()
+    rows, lines = Rows(), list[int]()
     first_lines: dict[str, int] = {}
     before = len(faults)
     for line, row in read_table(table, _COLUMNS, 2, _HEADER, faults):
@@ -345,11 +345,11 @@ def _read_labels(table: Path, image_dir: str | None, name: str, faults: list[str
         rows.add(path, "", label, SPLITS.index(split) if split else -1, row.get("group", ""), source)
         if "video" in row:
             rows.video.append(row["video"])
-        named.append(f"{table}:{line}: path")
-    if not named and len(faults) == before:
+        lines.append(line)
+    if not lines and len(faults) == before:
         raise DataError(f"{table}: there are no rows below the header")
     missing = settle_files(rows, folder, progress)
-    faults += [f"{named[i]} {rule}" for i, rule in missing.items()]
+    faults += [f"{table}:{lines[i]}: path {rule}" for i, rule in missing.items()]
     return rows
 
 

@@ -19,7 +19,7 @@ def codes_of(values: list[str]) -> tuple[NDArray[np.int64], list[str]]:
     """Number the distinct strings in sorted order; return the number of each value [N], and the strings."""
     names = sorted(set(values))
     position = {name: i for i, name in enumerate(names)}
-    return np.fromiter((position[value] for value in values), dtype=np.int64, count=len(values)), names
+    return np.fromiter(map(position.__getitem__, values), dtype=np.int64, count=len(values)), names
 
 
 def content_keys(sha256: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ import os
 import posixpath
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from hai.data.archives import shown
 from hai.data.content import Progress, stat_files
@@ -47,7 +47,7 @@ class ImageFolder:
         if clean.startswith("/") and folder is not None:
             clean = posixpath.relpath(posixpath.normpath(clean), folder)
         clean = posixpath.normpath(clean)
-        if clean == "." or PurePosixPath(clean).is_absolute() or clean == ".." or clean.startswith("../"):
+        if clean == "." or clean.startswith("/") or clean == ".." or clean.startswith("../"):
             where = f" {folder}" if folder else ""
             return "", f"{column} = {shown(path)}; leaves its folder{where}, name that with image_dir"
         return clean, ""

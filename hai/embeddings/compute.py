@@ -20,6 +20,7 @@ from hai.distributed import Workers
 from hai.embeddings.shards import as_keys
 from hai.embeddings.store import EmbeddingStore
 from hai.errors import DataError
+from hai.memory import free_memory, is_out_of_memory
 from hai.types import Batch
 
 __all__ = ["compute_embeddings", "encoding_batch_size"]
@@ -114,6 +115,7 @@ class _Encoder:
     ) -> None:
         self._store, self._images, self._encode, self._positions = store, images, encode, positions
         self._size = encoding_batch_size(images.config.data.image_size, device.type)
+        self._at_once = self._size
         self._batches = images.batches(self._requests(), device=device, training=False)
         self._at = 0
 
@@ -141,7 +143,7 @@ class _Encoder:
     def _encode_batch(self) -> NDArray[Any]:
         batch = next(self._batches)
         with np.errstate(over="ignore"):
-            encoded = self._encode(batch).float().cpu().numpy().astype(self._store.dtype)
+            encoded = self._encoded(batch).astype(self._store.dtype)
         is_finite = np.isfinite(encoded).all(axis=1)
         if not is_finite.all():
             row = int(batch["index"][int(is_finite.argmin())])
@@ -150,6 +152,23 @@ class _Encoder:
                 "set data.embedding_precision=float32 or train.mixed_precision=false"
             )
         return encoded
+
+    def _encoded(self, batch: Batch) -> NDArray[Any]:
+        """Encode a loaded batch; where memory runs out, half as many images at once from then on."""
+        rows: list[NDArray[Any]] = []
+        start = 0
+        while start < len(batch["index"]):
+            piece = {name: values[start : start + self._at_once] for name, values in batch.items()}
+            try:
+                rows.append(self._encode(piece).float().cpu().numpy())
+                start += self._at_once
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or len(piece["index"]) == 1:
+                    raise
+            free_memory(piece["index"].device)
+            self._at_once = len(piece["index"]) // 2
+        return np.concatenate(rows)
 
     def close(self) -> None:
         """End the threads that read ahead."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hai.config.schema import ModelConfig
 from hai.errors import ConfigError
+from hai.memory import first_line
 from hai.models.weights import copy_tensors, hub_folder, read_tensors
 
 __all__ = [
@@ -118,7 +119,7 @@ def build_timm_network(name: str, pretrained: bool, gradient_checkpointing: bool
         network: nn.Module = timm.create_model(name, pretrained=False, **given)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         shown = ", ".join(f"{key} = {value}" for key, value in given.items())
-        raise ConfigError(f"model.name = timm:{name}; not to be had with {shown}: {_first_line(error)}") from error
+        raise ConfigError(f"model.name = timm:{name}; not to be had with {shown}: {first_line(error)}") from error
     if gradient_checkpointing:
         try:
             cast(Any, network).set_grad_checkpointing(True)
@@ -190,7 +191,7 @@ def freeze_unused(model: nn.Module, name: str, image_size: int, width: int = 2) 
         logits: Tensor = model.eval()(torch.zeros(1, 3, image_size, image_size))
         gradients = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"data.image_size = {image_size}; {name} refuses it: {_first_line(error)}") from error
+        raise ConfigError(f"data.image_size = {image_size}; {name} refuses it: {first_line(error)}") from error
     finally:
         model.train(training)
     if logits.shape != (1, width):
@@ -200,7 +201,3 @@ def freeze_unused(model: nn.Module, name: str, image_size: int, width: int = 2) 
     for parameter in unused:
         parameters[parameter].requires_grad_(False)
     return unused
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]

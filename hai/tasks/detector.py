@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hai.by_source import metrics_by_source
@@ -79,7 +80,8 @@ class DetectorTask:
     def statistics(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Count (label, prediction) pairs: [4]."""
         logits = outputs[:, 0] if outputs.dim() == 3 else outputs
-        return torch.bincount(batch["label"] * 2 + logits.argmax(dim=1), minlength=4)
+        pairs = batch["label"] * 2 + logits.argmax(dim=1)
+        return F.one_hot(pairs, 4).sum(dim=0)  # torch.bincount would wait for the device at every step
 
     def training_metrics(self, statistics: list[float]) -> dict[str, float]:
         """Accuracy and macro-F1 of the training examples as they were seen, augmentation and dropout included."""

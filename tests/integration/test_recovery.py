@@ -180,9 +180,23 @@ def test_a_resume_remembers_the_micro_batch_until_another_is_asked_for(tmp_path:
 
 def test_one_example_that_does_not_fit_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
     config = toy_config()
-    with pytest.raises(OutOfMemoryError, match=r"step 7: out of memory with 1 example at once .* data\.image_size"):
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"step 7: out of memory with 1 example at once .* data\.image_size .* allocate 2\.00 GiB",
+    ):
         toy_run(tmp_path, config, Hungry(config, most=0, start=7, noisy=False))
     assert newest(tmp_path).name == "step_00000006"
+
+
+def test_an_optimizer_that_does_not_fit_ends_the_run_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: torch.optim.Optimizer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(OutOfMemoryError, match=r"step 0: out of memory for .* optim\.name=sgd .* allocate 2\.00 GiB"):
+        toy_run(tmp_path, toy_config())
 
 
 def _hungry_worker(rank: int, storage: str, port: int, limit: int | None) -> None:

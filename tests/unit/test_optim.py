@@ -11,7 +11,7 @@ from torch import nn
 from hai.config.schema import ModelConfig, OptimConfig
 from hai.errors import CheckpointError
 from hai.models import backbone_parameters, build_model
-from hai.optim import Ema, build_optimizer, learning_rate_at, learning_rate_scales, set_learning_rate
+from hai.optim import Ema, build_optimizer, learning_rate_at, learning_rate_scales, same_kind, set_learning_rate
 
 CPU = torch.device("cpu")
 
@@ -170,7 +170,7 @@ def test_the_average_follows_its_formula() -> None:
     expected = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     for step in range(10):
         train_step(model, optimizer)
-        ema.update(model, step)
+        ema.update(step)
         decay = min(0.3, (1 + step) / (10 + step))
         for name, p in model.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * p.detach().double()
@@ -181,13 +181,21 @@ def test_the_average_follows_its_formula() -> None:
     assert ema.tensors.keys() == model.state_dict().keys()
 
 
+def test_lists_are_divided_by_type() -> None:
+    first, second = ([torch.zeros(2), torch.zeros(1).long(), torch.ones(3)] for _ in range(2))
+    groups = same_kind(first, second)
+    assert [[tensor.dtype for tensor in mine] for mine, _ in groups] == [[torch.float32] * 2, [torch.int64]]
+    assert all(mine is first[i] for i, mine in zip((0, 2, 1), groups[0][0] + groups[1][0], strict=True))
+    assert all(other is second[i] for i, other in zip((0, 2, 1), groups[0][1] + groups[1][1], strict=True))
+
+
 def test_swapping_is_exact_and_survives_errors() -> None:
     torch.manual_seed(0)
     model = Net()
     optimizer = build_optimizer(model, OptimConfig(learning_rate=0.01), set(), CPU)
     ema = Ema(model, 0.9)
     train_step(model, optimizer)
-    ema.update(model, 0)
+    ema.update(0)
     own = {name: value.clone() for name, value in model.state_dict().items()}
     average = {name: value.clone() for name, value in ema.tensors.items()}
     storage = model.head.weight.data_ptr()

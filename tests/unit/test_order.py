@@ -1,5 +1,7 @@
 """The order of examples: a function of (seed, step), fair to every example and indifferent to workers."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,23 @@ def test_workers_share_the_same_global_batches(world_size: int) -> None:
     together = [np.concatenate(batch) for batch in zip(*parts, strict=True)]
     assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
     assert {len(part[0]) for part in parts} <= {10 // world_size, 10 // world_size + 1}
+
+
+def test_a_thousand_workers_make_the_global_batch_and_hold_no_more_than_one() -> None:
+    parts = []
+    for rank in range(1000):
+        requests = _plain(5000, 2003).requests(1, 2, rank=rank, world_size=1000)
+        parts.append(next(requests).positions)
+    assert np.array_equal(np.concatenate(parts), _plain(5000, 2003).batch_at(1).positions)
+    held = []
+    for world_size in (1, 1000):
+        tracemalloc.start()
+        order = _plain(50_000, 2000)
+        requests = order.requests(0, 100, rank=world_size // 2, world_size=world_size)
+        next(requests)
+        held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert held[1] <= 1.01 * held[0]
 
 
 def test_strata_fill_their_shares_evenly_and_use_their_examples_alike() -> None:

@@ -26,6 +26,15 @@ def test_memory_is_used_again_and_follows_shape_type_and_names():
     assert list(buffers.copy({"d": torch.ones(1)})) == ["d"]
 
 
+def test_a_copy_lies_in_memory_like_its_source_and_shares_nothing_with_it():
+    weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+    sources = {"weight": weight, "part": torch.arange(12).reshape(3, 4)[:, ::2]}
+    copies = Buffers().copy(sources)
+    assert copies["weight"].is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(copies[name], source) for name, source in sources.items())
+    assert Buffers().copy({}) == {}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_copies_from_a_gpu_are_complete_and_pinned():
     source = {"a": torch.arange(10_000_000, device="cuda")}

@@ -68,6 +68,20 @@ def test_weights_are_the_bytes_of_the_safetensors_library(tmp_path):
     assert written == save({name: tensor.contiguous() for name, tensor in model.items()})
 
 
+@pytest.mark.parametrize("block", [16, 100, 1 << 20])
+def test_any_memory_format_gives_the_same_bytes(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("hai.checkpoint.format._BLOCK", block)
+    weight = torch.randn(6, 4, 3, 3)
+    model = {
+        "weight": weight.to(memory_format=torch.channels_last),
+        "transposed": weight[0, 0].T,
+        "scalar": weight.sum(),
+    }
+    write_checkpoint(tmp_path / checkpoint_name(1), model, {}, {"step": 1})
+    plain = {name: tensor.contiguous() for name, tensor in model.items()}
+    assert (tmp_path / checkpoint_name(1) / MODEL).read_bytes() == save(plain)
+
+
 def test_equal_checkpoints_have_equal_hashes(tmp_path):
     assert write(tmp_path / "a", 5) == write(tmp_path / "b", 5) != write(tmp_path / "c", 6)
 

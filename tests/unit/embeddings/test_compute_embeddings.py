@@ -121,6 +121,29 @@ def test_the_data_set_gives_what_the_encoder_gave(folder: Path, manifest: Manife
     assert line.startswith("features: 23 of 23 images are kept in ")
 
 
+def test_memory_that_runs_out_halves_what_is_encoded_at_once(folder: Path, manifest: Manifest) -> None:
+    class Hungry(Encoder):
+        sizes: list[int] = []  # noqa: RUF012
+
+        def __call__(self, batch: Batch) -> Tensor:
+            self.sizes.append(len(batch["index"]))
+            if len(batch["index"]) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().__call__(batch)
+
+    images, store, most = training(folder, manifest), open_store(), 1
+    hungry = Hungry(images)
+    assert compute(store, images, hungry)[0]
+    assert hungry.sizes == [4, 2, *[1] * 23]
+    plain, other = Encoder(images), open_store(revision="other")
+    compute(other, images, plain)
+    sha256 = manifest.sha256[images.rows]
+    assert np.array_equal(store.read(sha256), other.read(sha256))
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        compute(open_store(revision="third"), images, hungry)
+
+
 def test_strata_follow_the_config_and_nothing_is_read_before_a_batch(folder: Path, manifest: Manifest) -> None:
     config = config_of(folder, sampling="balanced", cache_decoded="on")
     embedded = EmbeddedDataset(manifest, config, "train", open_store())
