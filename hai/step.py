@@ -10,8 +10,9 @@ statistics move in the first pass only.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ class Stepper:
         self.has_run_out = False
         """Whether memory has run out and the micro-batch was halved since the start."""
         self._bad_step = torch.full((), -1, dtype=torch.int64, device=workers.device)
-        self._sums: Tensor | None = None
+        self._sums: _Sums | None = None
         self._losses: list[Tensor] = []
 
     def step(self, batch: Batch, *, step: int, epoch: int, prepare: Callable[[Batch], Batch]) -> None:
@@ -169,7 +170,8 @@ class Stepper:
         """Return [sum of losses x examples, examples, task statistics...] over all workers since the last call."""
         if self._sums is None:
             return []
-        sums = self._workers.total(self._sums.clone()).tolist()
+        loss, count, statistics = self._sums
+        sums = self._workers.total(torch.cat([loss[None], loss.new_tensor([count]), statistics])).tolist()
         self._sums = None
         return [float(value) for value in sums]
 
@@ -234,13 +236,14 @@ class Stepper:
         self.scaler.unscale_(self._optimizer)
         limit = self._config.train.gradient_clip_norm
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit if limit is not None else float("inf"))
-        losses = torch.stack(self._losses).sum()
+        losses = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).sum()
         # fp16: a gradient that overflows is the scaler's to skip, a loss that is not finite is not
-        finite = torch.isfinite(losses if self.scaler.is_enabled() else norm + losses)
+        total = losses if self.scaler.is_enabled() else norm + losses
         if self._waits:
-            if not finite:
+            if not math.isfinite(total.item()):
                 raise NonFiniteError(_non_finite(step), step)
         else:
+            finite = torch.isfinite(total)
             self._bad_step = torch.where(finite | (self._bad_step >= 0), self._bad_step, step)
             if not self.scaler.is_enabled():  # the fused optimizer skips the update, as it does for the scaler
                 self._optimizer.found_inf = (self._bad_step >= 0).float()  # type: ignore[attr-defined]
@@ -272,19 +275,18 @@ class Stepper:
         """Sum up what training metrics need, on the device, without waiting for it."""
         self._losses.append(loss.detach())
         with torch.no_grad():
-            size = self._config.train.global_batch_size
-            statistics = self._task.statistics(outputs, batch)
-            head = torch.stack(
-                [loss.detach().double() * size / self._workers.world_size, loss.new_full((), len(outputs)).double()]
-            )
-            sums = torch.cat([head, statistics.double()])
-            self._sums = sums if self._sums is None else self._sums + sums
+            weighted = loss.detach().double() * self._config.train.global_batch_size
+            if self._workers.world_size > 1:
+                weighted = weighted / self._workers.world_size
+            sums = _Sums(weighted, len(outputs), self._task.statistics(outputs, batch).double())
+            self._sums = sums if self._sums is None else self._sums.plus(sums)
 
     def add_sums(self, sums: list[float]) -> None:
         """Go on with sums that were counted before; they hold all workers' part, so the others add zeros."""
         if sums:
             own = sums if self._workers.is_first else [0.0] * len(sums)
-            self._sums = torch.tensor(own, dtype=torch.float64, device=self._workers.device)
+            values = torch.tensor(own, dtype=torch.float64, device=self._workers.device)
+            self._sums = _Sums(values[0], own[1], values[2:])
 
     def _freeze(self, epoch: int) -> None:
         """Freeze or unfreeze the backbone as the epoch asks, and wrap the model anew when that changes."""
@@ -311,6 +313,20 @@ class Stepper:
             return module  # type: ignore[no-any-return]
         ids = [self._workers.device.index] if self._workers.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+
+
+class _Sums(NamedTuple):
+    """What training metrics are made of, summed over examples; never changed in place, a step may be done again."""
+
+    loss: Tensor
+    """float64, a scalar."""
+    count: float
+    """Examples."""
+    statistics: Tensor
+    """The task's, float64 [K]."""
+
+    def plus(self, other: _Sums) -> _Sums:
+        return _Sums(self.loss + other.loss, self.count + other.count, self.statistics + other.statistics)
 
 
 def _non_finite(step: int) -> str:

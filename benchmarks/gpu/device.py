@@ -45,7 +45,7 @@ class Setting:
     def of(cls, device: str, *, quick: bool) -> Setting:
         """Read the command line's wish; raises SystemExit where there is no such device."""
         if device == "cpu":
-            return cls(torch.device("cpu"), 0.2, 2, True)
+            return cls(torch.device("cpu"), 0.05, 2, True)
         if not torch.cuda.is_available():
             raise SystemExit("no GPU to measure on; --device cpu runs the same code at a tiny size")
         torch.cuda.set_device(0)

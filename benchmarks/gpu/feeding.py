@@ -26,7 +26,7 @@ _RECIPE = {
     "jpeg_probability": 0.3, "noise_probability": 0.05, "blur_probability": 0.03,
 }  # fmt: skip
 _CASES = (Case("timm:efficientnet_b4", 224, 32), Case("timm:efficientnet_b0", 224, 32))
-_TINY = (Case("timm:efficientnet_b0", 64, 4),)
+_TINY = (Case("timm:mobilenetv3_small_050", 64, 4),)
 
 
 def run(setting: Setting) -> list[dict[str, Any]]:
