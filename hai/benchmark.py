@@ -1,10 +1,15 @@
-"""Run a benchmark suite of the repository and judge its numbers by their floors."""
+"""Run the benchmark suites of the repository and judge their numbers by their floors."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import resource
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +18,12 @@ from hai.errors import ConfigError
 from hai.provenance import provenance
 from hai.types import Record
 
-__all__ = ["failed_floors", "run_suite", "suites"]
+__all__ = ["SPEED", "failed_floors", "run_all", "run_suite", "suites"]
 
+SPEED = ("loader", "step", "loop", "checkpoint", "launch", "scaling", "million", "ranker")
+"""The suites that together are `all`; the others take a checkpoint, real data, other environments or an hour."""
+
+_HAI = "from hai.cli import main; main()"
 _OF_CHECKPOINTS = ("inference",)
 _FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -48,6 +57,49 @@ def run_suite(suite: str, *, quick: bool = False, checkpoint: str | None = None)
     results = module.run(quick) if checkpoint is None else module.run(quick, checkpoint)
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return {"suite": suite, "quick": quick, "date": date, **provenance(), "results": results}
+
+
+def run_all(*, quick: bool = False, finished: Callable[[Record], None] = lambda record: None) -> Record:
+    """Run the suites of `SPEED` one after the other, each in a process of its own.
+
+    Args:
+        quick: fewer repetitions.
+        finished: called after each suite with the record so far, so that an interruption costs one suite.
+
+    Returns:
+        As `run_suite`: `results` of all suites, each `name` behind its suite's, and `suites` with the seconds and
+        CPU-seconds that each took. A suite that fails is a result that does not hold, named `SUITE: failed`.
+    """
+    date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record: Record = {"suite": "all", "quick": quick, "date": date, **provenance(), "suites": [], "results": []}
+    of_speed = [name for name in SPEED if name in suites()]
+    for number, suite in enumerate(of_speed, start=1):
+        print(f"benchmark {number}/{len(of_speed)}: {suite}", file=sys.stderr)
+        wall, cpu = time.perf_counter(), _children_cpu_seconds()
+        results = _run_apart(suite, quick)
+        record["results"] += [{**result, "name": f"{suite}: {result['name']}"} for result in results]
+        seconds, cpu_seconds = time.perf_counter() - wall, _children_cpu_seconds() - cpu
+        record["suites"].append({"suite": suite, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)})
+        finished(record)
+    return record
+
+
+def _run_apart(suite: str, quick: bool) -> list[Record]:
+    """Run a suite in a fresh process, whose threads, memory and settings no other suite has touched."""
+    with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
+        written = Path(scratch) / "record.json"
+        command = [sys.executable, "-c", _HAI, "benchmark", suite, "--json", str(written)]
+        code = subprocess.run([*command, *(["--quick"] if quick else [])], stdout=subprocess.DEVNULL).returncode
+        if written.exists():
+            results: list[Record] = json.loads(written.read_text(encoding="utf-8"))["results"]
+            return results
+    print(f"benchmark: {suite} = exit status {code}; run hai benchmark {suite} to see why", file=sys.stderr)
+    return [{"name": "failed", "value": None, "low": None, "high": None, "floor": None, "holds": False}]
+
+
+def _children_cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def failed_floors(results: list[Record]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from hai.checkpoint.format import FILES, MANIFEST, load_manifest, step_of, verify_checkpoint
-from hai.checkpoint.records import SMALL_FILES, TENSORBOARD
+from hai.checkpoint.records import METRICS, SMALL_FILES, TENSORBOARD
 from hai.checkpoint.remote import Mount, Remote
 from hai.checkpoint.transfer import (
     CHECKPOINTS,
@@ -59,7 +59,8 @@ class Uploader:
     """A thread that compares the run folder with the storage and sends what is missing, the newest checkpoint first.
 
     There is no queue: a checkpoint that pruning has removed meanwhile is no longer wanted, so a slow storage gets the
-    newest ones and the best one. Files are read back and compared; MANIFEST.json is sent last.
+    newest ones and the best one. Files are read back and compared; MANIFEST.json is sent last, after the records of
+    the steps before it, so that who goes on from the storage alone has both.
 
     Args:
         remote: the run's folder on the storage.
@@ -226,6 +227,8 @@ class Uploader:
                     raise
                 self._sent.add((name, file))
                 self._arrived()
+        if METRICS in self._small:
+            self._push(METRICS)
         if self._may_write():
             self._send(partial(push_bytes, self._remote, content, f"{CHECKPOINTS}/{name}/{MANIFEST}"))
             self._confirmed[name] = time.monotonic()
@@ -270,13 +273,19 @@ class Uploader:
     def _push_small(self) -> None:
         now = time.monotonic()
         for name in self._small_names():
-            content = self._content(name)
-            sha256, when = self._pushed.get(name, ("", -_SMALL_EVERY_S))
-            due = self._closing.is_set() or now - when >= _SMALL_EVERY_S
-            if content is not None and due and hashlib.sha256(content).hexdigest() != sha256:
-                self._send(partial(push_bytes, self._remote, content, name))
-                self._pushed[name] = (hashlib.sha256(content).hexdigest(), now)
-                self._arrived()
+            _, when = self._pushed.get(name, ("", -_SMALL_EVERY_S))
+            if self._closing.is_set() or now - when >= _SMALL_EVERY_S:
+                self._push(name)
+
+    def _push(self, name: str) -> None:
+        content = self._content(name)
+        if content is None:
+            return
+        sha256 = hashlib.sha256(content).hexdigest()
+        if sha256 != self._pushed.get(name, ("", 0.0))[0]:
+            self._send(partial(push_bytes, self._remote, content, name))
+            self._pushed[name] = (sha256, time.monotonic())
+            self._arrived()
 
     def _small_names(self) -> list[str]:
         events = sorted(path.name for path in (self._path / TENSORBOARD).glob("events.*"))

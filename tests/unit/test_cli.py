@@ -166,6 +166,27 @@ def test_a_benchmark_prints_and_writes_its_numbers_and_fails_below_a_floor(tmp_p
     assert "below their floors: speed" in capsys.readouterr().err
 
 
+def test_all_suites_run_apart_and_one_that_fails_costs_only_itself(tmp_path, capsys, monkeypatch):
+    (tmp_path / "loader.py").write_text("def run(quick):\n    raise SystemExit(3)\n", encoding="utf-8")
+    (tmp_path / "step.py").write_text(SUITE, encoding="utf-8")
+    (tmp_path / "chaos.py").write_text("raise SystemExit(4)\n", encoding="utf-8")
+    monkeypatch.setattr(hai.benchmark, "_FOLDER", tmp_path)
+    monkeypatch.setattr(
+        hai.benchmark,
+        "_HAI",
+        f"""import pathlib, hai.benchmark
+hai.benchmark._FOLDER = pathlib.Path({str(tmp_path)!r})
+{hai.benchmark._HAI}""",
+    )
+    written = tmp_path / "all.json"
+    assert status("benchmark", "all", "--json", str(written)) == 1
+    assert "below their floors: loader: failed" in capsys.readouterr().err
+    record = json.loads(written.read_text(encoding="utf-8"))
+    assert [result["name"] for result in record["results"]] == ["loader: failed", "step: speed"]
+    assert [suite["suite"] for suite in record["suites"]] == ["loader", "step"]
+    assert all(suite["cpu_seconds"] > 0 for suite in record["suites"])
+
+
 @pytest.fixture
 def photos(tmp_path):
     """Twelve images in six groups of two, and one file that is no image."""

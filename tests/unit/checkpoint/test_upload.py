@@ -71,6 +71,10 @@ def stored(run: str = "bucket/runs/run") -> set[str]:
     return {name.split("/")[-2] for name in Storage.objects if name.startswith(run) and name.endswith(MANIFEST)}
 
 
+def load_sent(name: str) -> list[dict[str, int]]:
+    return [json.loads(line) for line in Storage.objects[f"bucket/runs/run/{name}"].splitlines()]
+
+
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 30
     while not condition():
@@ -141,6 +145,20 @@ def test_a_wiped_machine_resumes_from_the_bucket(lines):
     assert stored() == {"step_00000005", "step_00000004", "step_00000002", "step_00000001"}  # best, permanent too
     shutil.rmtree(again.path)
     assert build_run(lines).newest_valid()[0].step == 5
+
+
+def test_a_machine_lost_in_the_middle_leaves_the_records_up_to_its_newest_checkpoint(lines):
+    run = build_run(lines)
+    for step in (1, 2, 3, 4):
+        run.append({"step": step})
+        save(run, step)
+        wait_for(lambda step=step: f"step_{step:08d}" in stored())
+        sent = load_sent("metrics.jsonl")
+        assert [record["step"] for record in sent] == list(range(1, step + 1))
+    shutil.rmtree(run.path)
+    again = build_run(lines)
+    assert again.newest_valid()[0].step == 4
+    assert [record["step"] for record in load_records(again.path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_pruned_checkpoints_leave_the_storage_manifest_first(lines):
