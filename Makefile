@@ -10,11 +10,12 @@ export UV_PYTHON_DOWNLOADS := never
 unexport RAY_ADDRESS
 test test-all: export RAY_AUTH_MODE := disabled
 
-# What starts Ray mostly waits, so it runs beside the rest; its output comes last.
+# What starts Ray mostly waits, so it runs beside the rest; its output comes last. Ray lowers its workers' priority and gives
+# its own processes half a minute to start, so the rest is nicer still.
 define halves
 	@log=$$(mktemp); trap 'kill $$ray 2>/dev/null; rm -f "$$log"' EXIT INT TERM; \
 	$(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and ray" > "$$log" 2>&1 & ray=$$!; \
-	$(BIN)/python -m pytest -m "($(1)) and not ray"; rest=$$?; \
+	nice -n 19 $(BIN)/python -m pytest -m "($(1)) and not ray"; rest=$$?; \
 	wait $$ray; code=$$?; cat "$$log"; exit $$((rest || code))
 endef
 

@@ -83,10 +83,14 @@ def submit(head: Head, log: Path, *options: str) -> subprocess.Popen[bytes]:
     return submit_job(head, log, [*job, *options, *SETTINGS])
 
 
-def submit_job(head: Head, log: Path, words: list[str]) -> subprocess.Popen[bytes]:
-    job = ["python", *words]
+def submit_job(head: Head, log: Path, words: list[str], *, carry: bool = True) -> subprocess.Popen[bytes]:
+    """Submit a job that carries the code, or finds it where it is.
+
+    Machines played on one share the folder of what jobs carry, and each that comes up unpacks it anew, under the
+    driver's feet. Ray Tune, other than training, looks at where it stands.
+    """
     submission = ray_command("job", "submit", "--address", head.dashboard)
-    command = [*submission, "--working-dir", ".", "--", *job]
+    command = [*submission, *(["--working-dir", "."] if carry else []), "--", "python", *words]
     first = [*submission, "--no-wait", "--", "true"]
     deadline = time.monotonic() + 120
     with open(log, "ab") as file:
@@ -213,7 +217,7 @@ def test_a_sweep_makes_an_empty_cluster_grow(bucket: fsspec.AbstractFileSystem, 
     few = ["sweep.scheduler=none", "sweep.num_trials=1", "sweep.evaluate_test=false", "sweep.cpus_per_worker=2"]
     with growing_head(tmp_path) as head:
         words = ["ray_jobs/tune.py", "--config", sweep, "--name", "found", "--storage", RUNS]
-        job = submit_job(head, log, [*words, *SETTINGS, *few, "train.max_steps=6"])
+        job = submit_job(head, log, [*words, *SETTINGS, *few, "train.max_steps=6"], carry=False)
         assert job.wait(timeout=600) == 0, log.read_text(encoding="utf-8")
     said = log.read_text(encoding="utf-8")
     assert "room for 2 trials at once, 2 CPU each" in said
