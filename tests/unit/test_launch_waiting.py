@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -72,10 +73,12 @@ def test_workers_that_have_started_save_first(release: threading.Event) -> None:
     assert outcome.summary == summary
 
 
-def attend(post: Post, fit: Callable[[], object], show: Callable[[Any], None]) -> str:
+def attend(post: Post, fit: Callable[[], object], show: Callable[[Any], None], *, is_over: bool = False) -> str:
     """Attend a trial that is handed out, after a signal; return what is said."""
     stopped: list[bool] = []
-    board: Any = SimpleNamespace(running={3}, stop=lambda: stopped.append(True), progress=dict)
+    board: Any = SimpleNamespace(
+        running={3}, stop=lambda: stopped.append(True), progress=dict, is_over=lambda: is_over
+    )  # fmt: skip
     told: list[str] = []
     tune._attend(
         SimpleNamespace(fit=fit), post, board, SimpleNamespace(request=STOP),  # type: ignore[arg-type]
@@ -106,3 +109,14 @@ def test_trials_that_have_started_save_first(monkeypatch: pytest.MonkeyPatch, re
 
     assert attend(post, release.wait, show) == "trial 3: refused checkpoint step_00000004"
     assert release.is_set()
+
+
+def test_what_tune_makes_of_its_records_at_the_end_costs_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit() -> None:
+        raise FileNotFoundError("the folder that the job started in")
+
+    for is_over in (True, False):
+        post = Post(("started", 3))
+        monkeypatch.setattr(tune, "ray", post)
+        with contextlib.nullcontext() if is_over else pytest.raises(FileNotFoundError):
+            attend(post, fit, lambda _: None, is_over=is_over)
