@@ -17,6 +17,7 @@ from hai.data.content import num_threads
 from hai.data.disturb import DISTURBANCES, Disturbance, disturb
 from hai.data.images import decode_image, fit_image
 from hai.data.manifest import Manifest
+from hai.memory import free_memory, is_out_of_memory
 from hai.results import probability_of
 from hai.tasks import build_task
 from hai.tasks.base import Task
@@ -28,8 +29,10 @@ __all__ = ["MOST_IMAGES", "measure_robustness", "sample_rows"]
 MOST_IMAGES: Final = 1000
 """Images that are measured; of more, as many, evenly spread."""
 
-_AT_ONCE: Final = 16
 _CHANGES: Final = (Disturbance("none", 0.0), *DISTURBANCES)
+_AT_ONCE: Final = 16
+_MOST_BYTES: Final = 200e6
+"""Images that are read at once, fewer where they are large: of all their changes together."""
 
 
 def measure_robustness(
@@ -95,7 +98,8 @@ def _loaded(
         found = [image if change.kind == "none" else disturb(image, change, key) for change in _CHANGES]
         return np.stack([fit_image(picture, layout.size, layout.geometry) for picture in found])
 
-    chunks = iter([rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)])
+    size = max(1, min(_AT_ONCE, int(_MOST_BYTES / (len(_CHANGES) * 3 * layout.size**2))))
+    chunks = iter([rows[start : start + size] for start in range(0, len(rows), size)])
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="disturb") as pool:
         waiting: deque[tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]]] = deque()
         try:
@@ -113,7 +117,23 @@ def _loaded(
 def _predicted(
     trained: Trained, task: Task, manifest: Manifest, rows: NDArray[np.int64], image: NDArray[np.uint8]
 ) -> Arrays:
-    """Predict pictures uint8 [n, S, S, 3] of some rows."""
+    """Predict pictures uint8 [n, S, S, 3] of some rows, in halves where memory runs out."""
+    try:
+        return _forwarded(trained, task, manifest, rows, image)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(rows) == 1:
+            raise
+    free_memory(trained.device)
+    half = len(rows) // 2
+    parts = [
+        _predicted(trained, task, manifest, rows[part], image[part]) for part in (slice(None, half), slice(half, None))
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _forwarded(
+    trained: Trained, task: Task, manifest: Manifest, rows: NDArray[np.int64], image: NDArray[np.uint8]
+) -> Arrays:
     batch = {
         "index": torch.from_numpy(rows),
         "label": torch.from_numpy(manifest.label[rows].astype(np.int64)),

@@ -15,7 +15,7 @@ from hai.checkpoint.records import CONFIG, save_json, save_text
 from hai.config.load import show_config
 from hai.config.schema import CheckpointConfig, LoggingConfig, RunConfig, ScaleConfig
 from hai.errors import ConfigError
-from hai.export.facts import model_facts, trained_checkpoint
+from hai.export.facts import keeps_backbone_outside, model_facts, trained_checkpoint
 from hai.types import Record
 
 if TYPE_CHECKING:
@@ -81,13 +81,16 @@ def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None
 
 
 def served_config(config: RunConfig) -> RunConfig:
-    """Keep what serving and a reader need: sources by name alone, no storage, no machine's settings."""
-    data = config.data
+    """Keep what serving and a reader need: sources and weights by name alone, no storage, no machine's settings."""
+    data, model = config.data, config.model
+    if isinstance(model.pretrained, str) and not keeps_backbone_outside(config):
+        model = model.model_copy(update={"pretrained": Path(model.pretrained).name})
     sources = [source.model_copy(update={"path": source.name, "image_dir": None}) for source in data.sources]
     return config.model_copy(
         update={
             "storage": None,
             "data": data.model_copy(update={"sources": sources, "embedding_cache": None, "num_threads": None}),
+            "model": model,
             "checkpoint": CheckpointConfig(),
             "scale": ScaleConfig(),
             "logging": LoggingConfig(),

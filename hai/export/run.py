@@ -115,7 +115,7 @@ def _write_folder(
     texts = {CARD: model_card(trained, push or f"OWNER/{target.name}", license)} if format == "hub" else {}
     size = write_folder(trained, target, texts)
     print(f"wrote {target}: {what}, {shown_bytes(size)}; the folder is a --checkpoint")
-    if keeps_backbone_outside(trained):
+    if keeps_backbone_outside(trained.config):
         print(f"note: its backbone {trained.config.model.name} is not inside and is taken from where training took it")
     if push:
         print(f"pushed: {push_folder(target, push, public=public)}")

@@ -23,7 +23,7 @@ from hai.progress import progress_bar
 if TYPE_CHECKING:
     from hai.trained import Trained
 
-__all__ = ["predict_files", "probability_at", "run_prediction", "view_for"]
+__all__ = ["option_faults", "predict_files", "probability_at", "run_prediction", "view_for"]
 
 _CONTESTS: Final = ("dacon", "aifactory")
 _SPARE_SHARE, _SPARE_SECONDS = 0.05, 5.0
@@ -185,6 +185,18 @@ def _finish(rows: Sequence[Row], num_models: int, time_limit: str | None) -> Non
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
+def option_faults(frames: int, faces: str, aggregate: str) -> list[str]:
+    """Say what is wrong with the options that decide how a file is looked at, each beginning with its name."""
+    faults = []
+    if faces not in ("auto", "always", "never"):
+        faults.append(f"faces = {faces}; must be auto, always or never")
+    if aggregate not in AGGREGATES:
+        faults.append(f"aggregate = {aggregate}; must be one of {', '.join(AGGREGATES)}")
+    if frames < 1:
+        faults.append(f"frames = {frames}; must be at least 1")
+    return faults
+
+
 def _check(
     checkpoints: Sequence[str],
     inputs: Sequence[str],
@@ -201,12 +213,7 @@ def _check(
     problems = []
     if format not in FORMATS:
         problems.append(f"--format = {format}; must be one of {', '.join(FORMATS)}")
-    if faces not in ("auto", "always", "never"):
-        problems.append(f"--faces = {faces}; must be auto, always or never")
-    if aggregate not in AGGREGATES:
-        problems.append(f"--aggregate = {aggregate}; must be one of {', '.join(AGGREGATES)}")
-    if frames < 1:
-        problems.append(f"--frames = {frames}; must be at least 1")
+    problems += [f"--{fault}" for fault in option_faults(frames, faces, aggregate)]
     if not checkpoints:
         problems.append("--checkpoint is missing; give a run folder, a checkpoint or a URL of either")
     if len(checkpoints) > 1 and format in _CONTESTS:

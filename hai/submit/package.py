@@ -16,11 +16,13 @@ from jinja2 import Environment, PackageLoader
 
 import hai
 from hai.checkpoint.find import load_reference
-from hai.checkpoint.format import MANIFEST, META, MODEL
-from hai.config.load import config_from_yaml_text
+from hai.checkpoint.format import MANIFEST, META, MODEL, Checkpoint
+from hai.config.load import config_from_yaml_text, show_config
 from hai.errors import CheckpointError, ConfigError
+from hai.export.folder import served_config
 from hai.faces.settings import CropSettings
 from hai.submit.environment import packages_for, requirement_lines, training_packages
+from hai.trained import crop_settings_of
 
 __all__ = ["NOTEBOOK", "SETTINGS", "Package", "build_package"]
 
@@ -66,9 +68,9 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
     checkpoint, config_file, _ = load_reference(reference, report=lambda line: print(line, file=sys.stderr))
     if config_file is None:
         raise CheckpointError(f"checkpoint: {reference}: has no run.yaml, which says how to build the model")
-    text = config_file.read_text(encoding="utf-8")
-    config = config_from_yaml_text(text, str(config_file))
-    cut = _cut(checkpoint.meta, faces)
+    config = config_from_yaml_text(config_file.read_text(encoding="utf-8"), str(config_file))
+    text = show_config(served_config(config))
+    cut = _cut(checkpoint, faces)
     _check(reference, config.task, config.model.trust_remote_code, cut)
     settings = {"frames": frames, "faces": faces, "aggregate": aggregate, "time_limit": _TIME_LIMITS[format]}
 
@@ -98,6 +100,7 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
         "cut": cut,
         "as_trained": checkpoint.meta.get("crop_settings") is not None,
         "num_parameters": num_parameters,
+        "sources": [source.name for source in config.data.sources],
     }
     pages = Environment(
         loader=PackageLoader("hai", "submit/templates"), autoescape=False, keep_trailing_newline=True, trim_blocks=True
@@ -109,12 +112,11 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
     return Package(folder, format, settings, num_parameters, [f"model/{MODEL}"])
 
 
-def _cut(meta: dict[str, Any], faces: str) -> CropSettings | None:
+def _cut(checkpoint: Checkpoint, faces: str) -> CropSettings | None:
     """Say how the package will cut faces out."""
-    record = meta.get("crop_settings")
-    if faces == "never" or (record is None and faces == "auto"):
+    if faces == "never":
         return None
-    return CropSettings(**record) if record is not None else CropSettings()
+    return crop_settings_of(checkpoint) or (CropSettings() if faces == "always" else None)
 
 
 def _check(reference: str, task: str, remote_code: bool, cut: CropSettings | None) -> None:

@@ -15,11 +15,12 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from hai.data.archives import is_archive, unpack
 from hai.errors import ConfigError
 from hai.submit.environment import bare_environment, build_environment
 from hai.submit.package import NOTEBOOK, Package
 
-__all__ = ["Proof", "draw_samples", "prove"]
+__all__ = ["Proof", "draw_samples", "gather_inputs", "prove"]
 
 _ISOLATED: Final = ("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "cut")
 """No network but the machine's own loopback, which notebooks talk over."""
@@ -111,13 +112,7 @@ def _notebook_differs(
     """Execute the notebook in a copy of the package with the files in data/; returns labels that differ."""
     copy = room / "notebook"
     shutil.copytree(package.folder, copy)
-    (copy / "data").mkdir()
-    for place in map(Path, inputs):
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.is_file():
-                target = copy / "data" / (path.relative_to(place) if place.is_dir() else path.name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+    gather_inputs(inputs, copy / "data", room / "unpacked")
     _run([*before, str(python), "-c", _RUN_NOTEBOOK.format(name=NOTEBOOK)], copy)
     text = (copy / "submission.csv").read_text(encoding="utf-8")
     labels = {row["filename"]: row["label"] for row in csv.DictReader(io.StringIO(text))}
@@ -126,6 +121,23 @@ def _notebook_differs(
         for name, row in wanted.items()
         if row[1] and labels.get(name) != str(int(row[1] == "fake"))
     ]
+
+
+def gather_inputs(inputs: list[str], folder: Path, room: Path) -> None:
+    """Put files, and what is in folders and archives, into a new folder under the names that the table has.
+
+    Args:
+        inputs: as of `hai predict`.
+        folder: is made.
+        room: archives are unpacked below it.
+    """
+    folder.mkdir(parents=True)
+    for number, place in enumerate(map(Path, inputs)):
+        source = unpack(place, room / str(number)) if is_archive(place) else place
+        if source.is_dir():
+            shutil.copytree(source, folder, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, folder / source.name)
 
 
 def _run(command: list[str], folder: Path) -> None:

@@ -105,6 +105,32 @@ def test_the_page_and_the_console_show_it(evaluated: Any) -> None:
     assert "brightness" in {fact for fact, _ in errors}
 
 
+def test_where_memory_runs_out_fewer_images_are_predicted_at_once(
+    run: Path, data: Path, evaluated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from hai import robustness
+
+    whole, sizes = robustness._forwarded, set()
+
+    def forward(*arguments: Any) -> Any:
+        rows = arguments[3]
+        sizes.add(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("of the test")
+        return whole(*arguments)
+
+    monkeypatch.setattr(robustness, "_forwarded", forward)
+    with contextlib.redirect_stdout(io.StringIO()):
+        record = evaluate_checkpoint(str(run), str(data / "labels.csv"), output=str(tmp_path), robustness=True)
+    assert sizes == {16, 8, 4, 2}
+    for found, expected in zip(
+        record["robustness"]["conditions"], evaluated[0]["robustness"]["conditions"], strict=True
+    ):
+        assert values_of(found) == pytest.approx(values_of(expected), abs=1e-6)
+
+
 def test_a_ranker_is_measured_too(data: Path, tmp_path: Path) -> None:
     run = save_ranker(tmp_path, "ranker", Scale(thresholds=(0.1, -0.1)))
     with contextlib.redirect_stdout(io.StringIO()) as told:

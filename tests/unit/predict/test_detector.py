@@ -56,6 +56,17 @@ def test_one_image_needs_no_list(run: Path, folder: Path) -> None:
     assert model([]).shape == (0,)
 
 
+def test_wrong_options_are_named(run: Path, folder: Path) -> None:
+    model = load_detector(run)
+    with pytest.raises(ConfigError) as caught:
+        model([folder / "1.png"], faces="some", aggregate="sum", frames=0)
+    assert str(caught.value).split("\n") == [
+        "faces = some; must be auto, always or never",
+        "aggregate = sum; must be one of mean, median, topk, max",
+        "frames = 0; must be at least 1",
+    ]
+
+
 def test_unusable_images_are_named(run: Path, folder: Path, tmp_path: Path) -> None:
     model = load_detector(run)
     (tmp_path / "bad.jpg").write_bytes(b"nothing")

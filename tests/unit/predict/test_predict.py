@@ -250,6 +250,28 @@ def test_natural_order_and_hidden_files(tmp_path: Path) -> None:
     assert found == ["1/x.png", "2/x.png", "10/x.png", "a/2.png", "a/10.png", "B/1.jpg", "b2.jpg", "b10.jpg", "c.MOV"]
 
 
+def test_links_are_followed_and_other_endings_are_counted(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    for name in ("kept/a.png", "in/b.png", "in/clip.dat", "in/noending", "in/more.dat", "in/labels.csv"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "kept")
+    (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
+    with ExitStack() as stack:
+        assert [name for name, _ in find_files(str(tmp_path / "in"), stack)] == ["b.png", "linked/a.png"]
+    said = capsys.readouterr().err
+    assert said.endswith("left out as neither images nor videos by their names: 2 with .dat, 1 with no ending\n")
+
+
+def test_a_sample_finds_names_whose_letters_were_taken_apart(run: Path, tmp_path: Path) -> None:
+    import unicodedata
+
+    save_image(tmp_path / "in" / unicodedata.normalize("NFD", "사진.png"), 1)
+    (tmp_path / "sample.csv").write_text("filename\n사진.png\n", encoding="utf-8")
+    (row,) = predict(run, tmp_path / "in", tmp_path, sample=str(tmp_path / "sample.csv"))
+    assert (row["filename"], row["error"]) == ("사진.png", "")
+
+
 def test_file_names_that_are_not_utf8(run: Path, tmp_path: Path) -> None:
     odd = tmp_path / "in"
     odd.mkdir()

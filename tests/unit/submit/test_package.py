@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from ranked_run import save_ranker
-from trained_run import save_run
+from trained_run import save_image, save_run
 
-from hai.errors import ConfigError
+from hai.errors import CheckpointError, ConfigError
 from hai.faces.settings import CropSettings
 from hai.score_scale import Scale
 from hai.submit.environment import bare_environment, packages_for, requirement_lines, training_packages
@@ -66,6 +67,21 @@ def test_the_model_of_a_package_is_the_checkpoint(run: Path, tmp_path: Path) -> 
     assert package.num_parameters == sum(tensor.numel() for tensor in own.model.state_dict().values())
 
 
+def test_a_package_holds_no_trace_of_the_machine_that_made_it(tmp_path: Path) -> None:
+    sources = "data.sources=[{name: clips, path: /home/me/clips}, {name: stills, path: /home/me/stills.csv}]"
+    run = save_run(
+        tmp_path / "runs", overrides=(sources, "model.pretrained=/home/me/weights.pt", "storage=/home/me/runs")
+    )
+    folder = build(run, tmp_path / "package").folder
+    texts = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "src" not in path.parts}
+    assert [
+        path.name for path, content in texts.items() if b"/home/me" in content or str(tmp_path).encode() in content
+    ] == []
+    assert "data.sources.0.path=clips data.sources.1.path=stills" in (folder / "README.md").read_text(encoding="utf-8")
+    config = yaml.safe_load((folder / "config/train.yaml").read_text(encoding="utf-8"))
+    assert [source["name"] for source in config["data"]["sources"]] == ["clips", "stills"]
+
+
 def test_python_files_of_a_package_compile_and_name_what_exists(run: Path, tmp_path: Path) -> None:
     import ast
 
@@ -107,6 +123,37 @@ def test_what_cannot_run_offline_is_refused(tmp_path: Path) -> None:
     ranker = save_ranker(tmp_path / "runs", "ranker", Scale())
     with pytest.raises(ConfigError, match="is a ranker; contests take detectors"):
         build(ranker, tmp_path / "other")
+
+
+def test_faces_cut_by_settings_of_another_version_are_refused_in_a_line(tmp_path: Path) -> None:
+    from hai.checkpoint.format import load_checkpoint, write_checkpoint
+
+    run = save_run(tmp_path / "runs", crop_settings=CropSettings())
+    (folder,) = (run / "checkpoints").iterdir()
+    found = load_checkpoint(folder)
+    other = tmp_path / "other"
+    write_checkpoint(other, found.model, {}, {**found.meta, "crop_settings": {"of_tomorrow": 1}})
+    (other / "run.yaml").write_bytes((run / "run.yaml").read_bytes())
+    with pytest.raises(CheckpointError, match="settings that this version does not have"):
+        build(other, tmp_path / "package")
+    assert build(other, tmp_path / "never", faces="never").folder.is_dir()
+
+
+def test_inputs_are_laid_out_for_the_notebook_under_the_names_of_the_table(tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    from hai.predict import find_files
+    from hai.submit.proof import gather_inputs
+
+    for name in ("folder/a/b.png", "c.png"):
+        save_image(tmp_path / name, 1)
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.write(tmp_path / "c.png", "inner/d.png")
+    inputs = [str(tmp_path / name) for name in ("folder", "c.png", "more.zip")]
+    gather_inputs(inputs, tmp_path / "data", tmp_path / "room")
+    with ExitStack() as stack:
+        named = [name for given in inputs for name, _ in find_files(given, stack)]
+        assert sorted(named) == [name for name, _ in find_files(str(tmp_path / "data"), stack)]
 
 
 def test_requirements_are_pinned_for_docker_and_open_for_notebooks() -> None:
@@ -158,7 +205,7 @@ def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> Non
     assert starts == ["--format", "--output", "--faces", "--aggregate", "--frames", "--input"]
 
 
-@pytest.mark.parametrize("name", ["package", "package.zip"])
+@pytest.mark.parametrize("name", ["samples", "package.zip"])
 def test_a_package_without_proof_is_written_all_the_same(run: Path, tmp_path: Path, capsys, name: str) -> None:  # type: ignore[no-untyped-def]
     assert run_submission(str(run), str(tmp_path / name), format="dacon", proof=False) == 0
     said = capsys.readouterr().out
