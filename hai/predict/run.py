@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hai.calibration import common_threshold
-from hai.errors import ConfigError
+from hai.errors import ConfigError, StorageError
 from hai.faces.settings import CropSettings
+from hai.paths import cache_folder
 from hai.predict.aggregate import AGGREGATES
 from hai.predict.files import Row, check_output, find_rows
 from hai.predict.pictures import View
@@ -86,7 +87,10 @@ def run_prediction(
         )
     _finish(rows, len(models), time_limit)
     threshold = common_threshold([model.threshold for model in models])
-    write_table(target, rows, threshold, format)
+    try:
+        write_table(target, rows, threshold, format)
+    except OSError as error:
+        raise StorageError(_saved_elsewhere(target, rows, threshold, format, error)) from None
     tell(target, rows, threshold, format, cut=any(view.cut is not None for view in views))
     if fewest < frames:
         print(f"note: {fewest} to {frames} frames of each video were looked at, for --time-limit {time_limit}")
@@ -167,6 +171,18 @@ def predict_files(
 def probability_at(logit: float) -> float:
     """Turn a logit of fake against real into the probability of fake."""
     return 0.5 * (1.0 + math.tanh(0.5 * logit))
+
+
+def _saved_elsewhere(target: Path, rows: Sequence[Row], threshold: float, format: str, error: OSError) -> str:
+    """Keep the work of hours where the output's disk has failed; returns what to say."""
+    kept = cache_folder() / "predict" / target.name
+    line = f"--output = {target}; cannot be written ({error.strerror or error})"
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_table(kept, rows, threshold, format)
+    except OSError:
+        return f"{line}, nor can {kept}; make room and try again"
+    return f"{line}; the whole table is at {kept} instead"
 
 
 def _finish(rows: Sequence[Row], num_models: int, time_limit: str | None) -> None:

@@ -69,17 +69,18 @@ def test_the_model_of_a_package_is_the_checkpoint(run: Path, tmp_path: Path) -> 
 
 def test_a_package_holds_no_trace_of_the_machine_that_made_it(tmp_path: Path) -> None:
     sources = "data.sources=[{name: clips, path: /home/me/clips}, {name: stills, path: /home/me/stills.csv}]"
-    run = save_run(
-        tmp_path / "runs", overrides=(sources, "model.pretrained=/home/me/weights.pt", "storage=/home/me/runs")
-    )
+    run = save_run(tmp_path / "runs", overrides=(sources, "storage=/home/me/runs"))
+    text = (run / "run.yaml").read_text(encoding="utf-8")
+    (run / "run.yaml").write_text(text.replace("pretrained: true", "pretrained: /home/me/weights.safetensors"))
     folder = build(run, tmp_path / "package").folder
-    texts = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "src" not in path.parts}
-    assert [
-        path.name for path, content in texts.items() if b"/home/me" in content or str(tmp_path).encode() in content
-    ] == []
+    files = [path for path in folder.rglob("*") if path.is_file() and "src" not in path.parts]
+    for path in files:
+        assert b"/home/me" not in path.read_bytes(), path
+        assert str(tmp_path).encode() not in path.read_bytes(), path
     assert "data.sources.0.path=clips data.sources.1.path=stills" in (folder / "README.md").read_text(encoding="utf-8")
     config = yaml.safe_load((folder / "config/train.yaml").read_text(encoding="utf-8"))
     assert [source["name"] for source in config["data"]["sources"]] == ["clips", "stills"]
+    assert config["model"]["pretrained"] == "weights.safetensors"
 
 
 def test_python_files_of_a_package_compile_and_name_what_exists(run: Path, tmp_path: Path) -> None:
