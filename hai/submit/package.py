@@ -101,6 +101,7 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
         "as_trained": checkpoint.meta.get("crop_settings") is not None,
         "num_parameters": num_parameters,
         "sources": [source.name for source in config.data.sources],
+        "began_with": Path(config.model.pretrained).name if isinstance(config.model.pretrained, str) else "",
     }
     pages = Environment(
         loader=PackageLoader("hai", "submit/templates"), autoescape=False, keep_trailing_newline=True, trim_blocks=True
