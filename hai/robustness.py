@@ -18,6 +18,7 @@ from hai.data.disturb import DISTURBANCES, Disturbance, disturb
 from hai.data.images import decode_image, fit_image
 from hai.data.manifest import Manifest
 from hai.memory import free_memory, is_out_of_memory
+from hai.rank_results import comparisons_among
 from hai.results import probability_of
 from hai.tasks import build_task
 from hai.tasks.base import Task
@@ -76,11 +77,20 @@ def measure_robustness(
     return {"n": len(rows), "conditions": conditions}
 
 
-def sample_rows(rows: NDArray[np.int64], most: int = MOST_IMAGES) -> NDArray[np.int64]:
-    """Choose at most so many rows of a manifest, evenly: its order by hash makes them a random choice."""
+def sample_rows(manifest: Manifest, rows: NDArray[np.int64], most: int = MOST_IMAGES) -> NDArray[np.int64]:
+    """Choose at most so many rows of a manifest, evenly: its order by hash makes them a random choice.
+
+    Where images are known by comparisons, those of randomly chosen ones, the same at every call: of images chosen one
+    by one hardly any two would have been compared.
+    """
     if len(rows) <= most:
         return rows
-    return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
+    compared = comparisons_among(manifest, rows)[:, :2]
+    if not len(compared):
+        return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
+    drawn = np.random.default_rng(0).permutation(compared).ravel()
+    first = np.sort(np.unique(drawn, return_index=True)[1])[:most]
+    return rows[np.sort(drawn[first])]
 
 
 def _loaded(
