@@ -51,6 +51,8 @@ def grad_cam(model: nn.Module, image: Tensor, called: Tensor) -> dict[str, Tenso
         image = image.clone().requires_grad_()  # so that the graph exists where every parameter is frozen
         with _recorded(model) as seen:
             logits: Tensor = model(image)
+        if not seen:
+            return {}
         margin = (logits[:, 1] - logits[:, 0]) * (2 * called.to(logits) - 1)
         gradients = torch.autograd.grad(margin.sum(), [output for _, output in seen], allow_unused=True)
     found: dict[str, Tensor] = {}
