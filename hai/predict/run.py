@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["option_faults", "predict_files", "probability_at", "run_prediction", "view_for"]
 
+_LEAST_MEGAPIXELS: Final = 120.0
+"""What is looked at in any case: photographs of phones are larger than what one trains with."""
 _CONTESTS: Final = ("dacon", "aifactory")
 _SPARE_SHARE, _SPARE_SECONDS = 0.05, 5.0
 """What is kept back of a time limit for the table and the end of the process: the share, at most so many seconds."""
@@ -115,7 +117,7 @@ def view_for(model: Trained, faces: str) -> View:
             FaceCutter.of(cut)
         except ConfigError as error:
             raise ConfigError(f"{error}; or leave faces as they are with --faces never") from None
-    return View(layout.size, layout.geometry, layout.max_megapixels, cut)
+    return View(layout.size, layout.geometry, max(layout.max_megapixels, _LEAST_MEGAPIXELS), cut)
 
 
 def predict_files(

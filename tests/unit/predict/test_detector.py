@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from ranked_run import save_ranker
 from trained_run import save_image, save_run
@@ -88,3 +89,10 @@ def test_rankers_load_too_and_are_no_detectors(tmp_path: Path) -> None:
     assert isinstance(hai.load(ranker), Ranker)
     with pytest.raises(ConfigError, match="not a detector"):
         load_detector(ranker)
+
+
+def test_large_photographs_are_looked_at_and_bombs_are_not(run: Path) -> None:
+    from hai.predict.run import view_for
+    from hai.trained import load_trained
+
+    assert view_for(load_trained(str(run), torch.device("cpu")), "auto").max_megapixels == 120
