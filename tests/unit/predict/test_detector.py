@@ -91,7 +91,7 @@ def test_rankers_load_too_and_are_no_detectors(tmp_path: Path) -> None:
         load_detector(ranker)
 
 
-def test_large_photographs_are_looked_at_and_bombs_are_not(run: Path) -> None:
+def test_photographs_of_phones_are_not_refused(run: Path) -> None:
     from hai.predict.run import view_for
     from hai.trained import load_trained
 
