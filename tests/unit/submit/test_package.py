@@ -68,14 +68,14 @@ def test_the_model_of_a_package_is_the_checkpoint(run: Path, tmp_path: Path) -> 
 
 
 def test_a_package_holds_no_trace_of_the_machine_that_made_it(tmp_path: Path) -> None:
-    sources = "data.sources=[{name: clips, path: /home/me/clips}, {name: stills, path: /home/me/stills.csv}]"
-    run = save_run(tmp_path / "runs", overrides=(sources, "storage=/home/me/runs"))
+    sources = "data.sources=[{name: clips, path: /mnt/me/clips}, {name: stills, path: /mnt/me/stills.csv}]"
+    run = save_run(tmp_path / "runs", overrides=(sources, "storage=/mnt/me/runs"))
     text = (run / "run.yaml").read_text(encoding="utf-8")
-    (run / "run.yaml").write_text(text.replace("pretrained: true", "pretrained: /home/me/weights.safetensors"))
+    (run / "run.yaml").write_text(text.replace("pretrained: true", "pretrained: /mnt/me/weights.safetensors"))
     folder = build(run, tmp_path / "package").folder
     files = [path for path in folder.rglob("*") if path.is_file() and "src" not in path.parts]
     for path in files:
-        assert b"/home/me" not in path.read_bytes(), path
+        assert b"/mnt/me" not in path.read_bytes(), path
         assert str(tmp_path).encode() not in path.read_bytes(), path
     command = "data.sources.0.path=clips data.sources.1.path=stills model.pretrained=weights.safetensors\n```\n"
     assert command in (folder / "README.md").read_text(encoding="utf-8")
