@@ -16,7 +16,14 @@ from hai.errors import ConfigError
 if TYPE_CHECKING:
     from hai.config.schema import ModelConfig
 
-__all__ = ["bare_environment", "build_environment", "packages_for", "requirement_lines", "training_packages"]
+__all__ = [
+    "bare_environment",
+    "build_environment",
+    "packages_for",
+    "requirement_lines",
+    "run_command",
+    "training_packages",
+]
 
 _ALWAYS: Final = (
     "torch",
@@ -102,12 +109,31 @@ def build_environment(folder: Path, requirements: Path, *more: str) -> Path:
 def _installed(command: list[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     environment["UV_PYTHON_DOWNLOADS"] = "never"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=_MOST_SECONDS)
-    if done.returncode:
+    status, said = run_command(command, environment)
+    if status:
         raise ConfigError(
-            f"submit: the fresh environment cannot be made ({' '.join(command[:3])}): {done.stderr.strip()[-2000:]}; "
-            "--no-proof writes the package without it"
+            f"submit: the fresh environment cannot be made ({' '.join(command[:3])}): {said[-2000:]}; --no-proof "
+            "writes the package without it"
         )
+
+
+def run_command(command: list[str], environment: dict[str, str], folder: Path | None = None) -> tuple[int, str]:
+    """Run a command to its end; returns its exit status and all that it said.
+
+    Raises:
+        ConfigError: it takes more than an hour.
+    """
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+            text=True, encoding="utf-8", errors="replace", timeout=_MOST_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"submit: {' '.join(command[:3])} ... has not ended within an hour; try the package on fewer files with "
+            "--input, or write it without with --no-proof"
+        ) from None
+    return done.returncode, done.stdout.strip()
 
 
 def bare_environment(home: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hai.data.archives import is_archive, unpack
 from hai.errors import ConfigError
-from hai.submit.environment import bare_environment, build_environment
+from hai.submit.environment import bare_environment, build_environment, run_command
 from hai.submit.package import NOTEBOOK, Package
 
 __all__ = ["Proof", "draw_samples", "gather_inputs", "prove"]
@@ -31,7 +31,6 @@ _RUN_NOTEBOOK: Final = (
     "nb = nbformat.read({name!r}, as_version=4); "
     "nbclient.NotebookClient(nb, timeout=3600, kernel_name='python3').execute()"
 )
-_MOST_SECONDS: Final = 3600
 
 
 @dataclass(frozen=True)
@@ -143,13 +142,10 @@ def gather_inputs(inputs: list[str], folder: Path, room: Path) -> None:
 def _run(command: list[str], folder: Path) -> None:
     home = folder / "home"
     home.mkdir(exist_ok=True)
-    done = subprocess.run(
-        command, cwd=folder, env=bare_environment(home), capture_output=True, text=True, check=False,
-        encoding="utf-8", errors="replace", timeout=_MOST_SECONDS,
-    )  # fmt: skip
-    if done.returncode:
-        words = "\n".join((done.stdout + done.stderr).strip().splitlines()[-30:])
-        raise ConfigError(f"submit: the package fails in its own environment, exit status {done.returncode}:\n{words}")
+    status, said = run_command(command, bare_environment(home), folder)
+    if status:
+        words = "\n".join(said.splitlines()[-30:])
+        raise ConfigError(f"submit: the package fails in its own environment, exit status {status}:\n{words}")
 
 
 def _can_cut_network() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,13 @@ from trained_run import save_image, save_run
 from hai.errors import CheckpointError, ConfigError
 from hai.faces.settings import CropSettings
 from hai.score_scale import Scale
-from hai.submit.environment import bare_environment, packages_for, requirement_lines, training_packages
+from hai.submit.environment import (
+    bare_environment,
+    packages_for,
+    requirement_lines,
+    run_command,
+    training_packages,
+)
 from hai.submit.package import Package, build_package
 from hai.submit.proof import Proof, draw_samples
 from hai.submit.run import check_rules, run_submission
@@ -179,6 +186,16 @@ def test_nothing_of_the_user_reaches_the_proof(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("KAGGLE_KEY", "secret")
     assert set(bare_environment(tmp_path)) & {"PYTHONPATH", "KAGGLE_KEY"} == set()
     assert bare_environment(tmp_path)["HOME"] == str(tmp_path)
+
+
+def test_what_commands_say_is_kept_and_none_lasts_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"]
+    status, said = run_command(words, {})
+    assert status == 3
+    assert set(said.split()) == {"out", "err"}
+    monkeypatch.setattr("hai.submit.environment._MOST_SECONDS", 0.05)
+    with pytest.raises(ConfigError, match="has not ended within an hour; try the package on fewer files"):
+        run_command([sys.executable, "-c", "import time; time.sleep(30)"], {})
 
 
 def test_rules_tell_what_holds_and_what_was_not_shown(run: Path, tmp_path: Path) -> None:
