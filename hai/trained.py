@@ -115,8 +115,12 @@ def crop_settings_of(checkpoint: Checkpoint) -> CropSettings | None:
 def best_device() -> torch.device:
     """Choose where to compute: a CUDA GPU, else Apple's, else the CPU; CUDA is told to compute in full precision."""
     if torch.cuda.is_available():
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined] # with TF32 scores differ by batch
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        if hasattr(torch.backends.cudnn, "conv"):  # with TF32 scores differ by batch
+            torch.backends.cudnn.conv.fp32_precision = "ieee"
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+        else:  # torch before 2.9, which packages for contests also run on
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 

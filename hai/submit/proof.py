@@ -17,8 +17,8 @@ from PIL import Image
 
 from hai.data.archives import is_archive, unpack
 from hai.errors import ConfigError
-from hai.submit.environment import bare_environment, build_environment, run_command
-from hai.submit.package import NOTEBOOK, Package
+from hai.submit.environment import bare_environment, build_environment, pinned_lines, run_command
+from hai.submit.package import NOTEBOOK, REQUIREMENTS, Package
 
 __all__ = ["Proof", "draw_samples", "gather_inputs", "prove"]
 
@@ -26,6 +26,7 @@ _ISOLATED: Final = ("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link 
 """No network but the machine's own loopback, which notebooks talk over."""
 _NOTEBOOK_PACKAGES: Final = ("nbclient", "nbformat", "ipykernel")
 """What a platform for notebooks has."""
+_VERSIONS: Final = "import sys, torch; print('Python %d.%d' % sys.version_info[:2] + ', torch ' + torch.__version__)"
 _RUN_NOTEBOOK: Final = (
     "import nbformat, nbclient; "
     "nb = nbformat.read({name!r}, as_version=4); "
@@ -40,6 +41,7 @@ class Proof:
     Args:
         num_files: that it scored.
         seconds: of its run with the network, start of Python included.
+        versions: of Python and torch that it ran on, in words.
         difference: largest one between its probabilities and those of `hai predict`.
         difference_offline: the same without network; None: this machine cannot take the network away.
         others: rows whose label or error differs.
@@ -47,6 +49,7 @@ class Proof:
 
     num_files: int
     seconds: float
+    versions: str
     difference: float
     difference_offline: float | None
     others: list[str]
@@ -64,8 +67,13 @@ def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Pr
     Raises:
         ConfigError: the environment cannot be made, or the package fails in it.
     """
-    more = _NOTEBOOK_PACKAGES if package.format == "aifactory" else ()
-    python = build_environment(room / "environment", package.folder / "env/requirements.txt", *more)
+    target, requirements = package.target, package.folder / REQUIREMENTS
+    more = [] if package.format == "dacon" else list(_NOTEBOOK_PACKAGES)
+    if package.format != "dacon" and target.torch is not None:  # as the platform has it
+        more.append(f"torch=={target.torch}")
+    python = build_environment(room / "environment", requirements, *more, python=target.python)
+    if package.format == "dacon":
+        requirements.write_text(pinned_lines(python, requirements.read_text(encoding="utf-8")), encoding="utf-8")
     wanted = _rows(expected)
     began = time.monotonic()
     online = _scores(package, python, inputs, room / "online", [])
@@ -83,6 +91,7 @@ def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Pr
     return Proof(
         len(wanted),
         seconds,
+        run_command([str(python), "-c", _VERSIONS], bare_environment(room))[1],
         _difference(wanted, online),
         None if offline is None else _difference(wanted, offline),
         others,

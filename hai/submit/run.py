@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from hai.paths import cache_folder
 from hai.predict.files import check_output
 from hai.predict.run import option_faults
 from hai.predict.table import COLUMNS
-from hai.submit.package import NOTEBOOK, Package, build_package
+from hai.submit.environment import python_version
+from hai.submit.package import NOTEBOOK, Package, Target, build_package
 from hai.submit.proof import Proof, draw_samples, prove
 
 __all__ = ["Rule", "check_rules", "run_submission"]
@@ -41,6 +43,8 @@ def run_submission(
     frames: int = 16,
     faces: str = "auto",
     aggregate: str = "mean",
+    python: str | None = None,
+    torch: str | None = None,
     proof: bool = True,
 ) -> int:
     """Write a package and prove that it runs by itself, offline, with the scores of `hai predict`.
@@ -53,6 +57,8 @@ def run_submission(
         frames: of each video.
         faces: auto, always or never.
         aggregate: of the logits of a video's frames.
+        python: interpreter of the version that the contest's machine has; default: this one.
+        torch: version of torch that runs there; default: this one's, or in notebooks whatever the platform has.
         proof: run it in a fresh environment.
 
     Returns:
@@ -62,13 +68,17 @@ def run_submission(
         HaiError: for wrong arguments or checkpoints, or a package that fails.
     """
     target = Path(os.path.abspath(output))
-    _check(target, format, inputs, frames, faces, aggregate)
+    _check(target, format, inputs, frames, faces, aggregate, torch)
+    if python is not None:
+        python_version(python)
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="submit-", dir=cache_folder()) as name:
         room = Path(name)
         folder = room / "package"
         folder.mkdir()
-        package = build_package(checkpoint, folder, format, frames=frames, faces=faces, aggregate=aggregate)
+        package = build_package(
+            checkpoint, folder, format, frames=frames, faces=faces, aggregate=aggregate, target=Target(python, torch)
+        )
         found = _prove(package, checkpoint, inputs, room) if proof else None
         for compiled in list(folder.rglob("__pycache__")):  # the proof's Python has left them
             shutil.rmtree(compiled)
@@ -79,7 +89,9 @@ def run_submission(
     return int(any(rule.holds is False for rule in rules))
 
 
-def _check(target: Path, format: str, inputs: Sequence[str], frames: int, faces: str, aggregate: str) -> None:
+def _check(
+    target: Path, format: str, inputs: Sequence[str], frames: int, faces: str, aggregate: str, torch: str | None
+) -> None:
     wrong = []
     if format not in _FORMATS:
         wrong.append(f"--format = {format}; must be one of {', '.join(_FORMATS)}")
@@ -87,6 +99,8 @@ def _check(target: Path, format: str, inputs: Sequence[str], frames: int, faces:
     if target.exists() and not is_free:
         wrong.append(f"--output = {target}; is there already; name a new folder, or remove it")
     wrong += [f"--{fault}" for fault in option_faults(frames, faces, aggregate)]
+    if torch is not None and not re.fullmatch(r"\d+\.\d+\.\d+", torch):
+        wrong.append(f"--torch = {torch}; must be a version such as 2.7.1")
     wrong += [f"--input = {name}; no such file or folder" for name in inputs if not Path(name).exists()]
     if not target.exists():
         wrong += check_output(target)
@@ -142,7 +156,7 @@ def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
         return [*rules, Rule("own environment", None, "not run (--no-proof)"), Rule("no network", None, "not run")]
     offline = proof.difference_offline
     rules += [
-        Rule("own environment", True, f"env/requirements.txt is enough, {proof.num_files} files"),
+        Rule("own environment", True, f"env/requirements.txt is enough, {proof.num_files} files, {proof.versions}"),
         Rule(
             "no network",
             None if offline is None else True,

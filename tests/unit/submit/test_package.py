@@ -20,11 +20,13 @@ from hai.score_scale import Scale
 from hai.submit.environment import (
     bare_environment,
     packages_for,
+    pinned_lines,
+    python_version,
     requirement_lines,
     run_command,
     training_packages,
 )
-from hai.submit.package import Package, build_package
+from hai.submit.package import Package, Target, build_package
 from hai.submit.proof import Proof, draw_samples
 from hai.submit.run import check_rules, run_submission
 from hai.trained import load_trained
@@ -174,11 +176,39 @@ def test_requirements_are_pinned_for_docker_and_open_for_notebooks() -> None:
     exact = requirement_lines(names, exact=True).splitlines()
     assert all(re.fullmatch(r"[a-z-]+==[\w.]+", line) for line in exact)
     least = requirement_lines(names, exact=False).splitlines()
-    assert "torch>=2.10" in least
+    assert {"torch>=2.5", "numpy>=1.26"} <= set(least), "a platform's own versions stay"
     assert len(least) == len(exact)
+    of_driver = requirement_lines(["torch", "torchvision", "av"], exact=False, torch="2.7.1").splitlines()
+    assert of_driver[:2] == ["torch==2.7.1", "torchvision"]
+    assert of_driver[2].startswith("av>=")
     assert "ray[train,tune]" in training_packages()
     with pytest.raises(ConfigError, match="no-such-package is not installed here"):
         requirement_lines(["no-such-package"], exact=True)
+
+
+def test_a_package_is_made_for_the_python_of_the_contest(run: Path, tmp_path: Path) -> None:
+    assert python_version(sys.executable) == sys.version_info[:2]
+    with pytest.raises(ConfigError, match=r"--python = no-python; is no Python that runs here"):
+        python_version("no-python")
+    old = tmp_path / "python3.8"
+    old.write_text("#!/bin/sh\necho 3 8\n", encoding="utf-8")
+    old.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"is Python 3\.8; scoring needs 3\.10 or newer"):
+        run_submission(str(run), str(tmp_path / "out"), format="dacon", python=str(old))
+    old.write_text("#!/bin/sh\necho 3 10\n", encoding="utf-8")
+    folder = tmp_path / "package"
+    folder.mkdir()
+    target = Target(str(old), "2.7.1")
+    build_package(str(run), folder, "dacon", frames=5, faces="auto", aggregate="mean", target=target)
+    assert "FROM python:3.10-slim" in (folder / "env/Dockerfile").read_text(encoding="utf-8")
+    lines = (folder / "env/requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if "==" in line] == ["torch==2.7.1"]
+
+
+def test_versions_of_an_environment_are_pinned() -> None:
+    found = pinned_lines(Path(sys.executable), "numpy>=1\nPillow>=2\n").splitlines()
+    assert [line.partition("==")[0] for line in found] == ["numpy", "pillow"]
+    assert all(re.fullmatch(r"[a-z]+==[\w.]+", line) for line in found)
 
 
 def test_nothing_of_the_user_reaches_the_proof(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -203,9 +233,13 @@ def test_rules_tell_what_holds_and_what_was_not_shown(run: Path, tmp_path: Path)
     found = {rule.name: rule for rule in check_rules(package, None)}
     assert found["single model"].holds
     assert found["no network"].holds is None
-    good = Proof(7, 3.0, 1e-7, 2e-7, [])
+    good = Proof(7, 3.0, "", 1e-7, 2e-7, [])
     assert all(rule.holds is not False for rule in check_rules(package, good))
-    for bad in (Proof(7, 3.0, 2e-5, 0.0, []), Proof(7, 3.0, 0.0, 1e-3, []), Proof(7, 3.0, 0.0, None, ["a: fake"])):
+    for bad in (
+        Proof(7, 3.0, "", 2e-5, 0.0, []),
+        Proof(7, 3.0, "", 0.0, 1e-3, []),
+        Proof(7, 3.0, "", 0.0, None, ["a: fake"]),
+    ):
         assert [rule.name for rule in check_rules(package, bad) if rule.holds is False] == [
             "same scores as hai predict"
         ]
@@ -218,10 +252,11 @@ def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> Non
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError) as caught:
         run_submission(
-            str(run), str(tmp_path / "full"), format="zip", inputs=["gone"], frames=0, faces="some", aggregate="sum"
-        )
+            str(run), str(tmp_path / "full"), format="zip", inputs=["gone"], frames=0, faces="some", aggregate="sum",
+            torch="new",
+        )  # fmt: skip
     starts = [line.split(";")[0].split(" = ")[0] for line in str(caught.value).split("\n")]
-    assert starts == ["--format", "--output", "--faces", "--aggregate", "--frames", "--input"]
+    assert starts == ["--format", "--output", "--faces", "--aggregate", "--frames", "--torch", "--input"]
 
 
 @pytest.mark.parametrize("name", ["samples", "package.zip"])
