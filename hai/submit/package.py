@@ -106,7 +106,7 @@ def build_package(
         (folder / name).mkdir(parents=True)
     for name in (MODEL, META, MANIFEST):
         shutil.copyfile(checkpoint.path / name, folder / "model" / name)
-    for name in ("model/run.yaml", "config/train.yaml"):
+    for name in ("model/run.yaml", "config/config.yaml"):
         (folder / name).write_text(text, encoding="utf-8")
     (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     _copy_code(folder / "src", cut)

@@ -88,7 +88,7 @@ def test_a_package_holds_no_trace_of_the_machine_that_made_it(tmp_path: Path) ->
         assert str(tmp_path).encode() not in path.read_bytes(), path
     command = "data.sources.0.path=clips data.sources.1.path=stills model.pretrained=weights.safetensors\n```\n"
     assert command in (folder / "README.md").read_text(encoding="utf-8")
-    config = yaml.safe_load((folder / "config/train.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((folder / "config/config.yaml").read_text(encoding="utf-8"))
     assert [source["name"] for source in config["data"]["sources"]] == ["clips", "stills"]
     assert config["model"]["pretrained"] == "weights.safetensors"
 
