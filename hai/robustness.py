@@ -90,7 +90,8 @@ def sample_rows(manifest: Manifest, rows: NDArray[np.int64], most: int = MOST_IM
         return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
     drawn = np.random.default_rng(0).permutation(compared).ravel()
     first = np.sort(np.unique(drawn, return_index=True)[1])[:most]
-    return rows[np.sort(drawn[first])]
+    chosen: NDArray[np.int64] = rows[np.sort(drawn[first])]
+    return chosen
 
 
 def _loaded(
