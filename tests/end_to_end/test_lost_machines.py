@@ -159,24 +159,25 @@ def test_a_notice_of_the_cloud_moves_the_run_to_the_other_machine(
     assert steps(run) == list(range(1, summary(run)["step"] + 1))
 
 
-@pytest.mark.parametrize("harm", ["torn", "empty", "missing"])
 def test_what_ray_remembers_of_a_run_does_not_matter(
-    tiny_detector: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path, harm: str
+    tiny_detector: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     run, scratch = tmp_path / "tiny", tmp_path / "tmp"
     scratch.mkdir()
     process = start(tiny_detector, tmp_path, address=ray_cluster.address, TMPDIR=str(scratch))
-    wait_until(lambda: newest_step(run) >= 25, process, tmp_path)
+    wait_until(lambda: newest_step(run) >= 15, process, tmp_path)
     notes = [path for path in scratch.glob("hai-ray-*/**/*") if path.is_file()]
     assert notes, "Ray keeps its notes elsewhere"
-    for path in notes:
+    for at, path in enumerate(notes):
         content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2] if harm == "torn" else b"")
-    if harm == "missing":
-        shutil.rmtree(next(scratch.glob("hai-ray-*")))
+        path.write_bytes(content[: len(content) // 2] if at % 2 else b"")
+    train_workers()[0].kill()
+    wait_until(lambda: "resuming from step_" in output(tmp_path), process, tmp_path)
+    wait_until(lambda: newest_step(run) >= 35, process, tmp_path)
+    shutil.rmtree(next(scratch.glob("hai-ray-*")))
     train_workers()[0].kill()
     assert process.wait(timeout=300) == 0, output(tmp_path)
-    assert "resuming from step_" in output(tmp_path)
+    assert output(tmp_path).count("resuming from step_") == 2
     assert tensors(run) == tensors(unbroken)
     assert steps(run) == steps(unbroken)
 
