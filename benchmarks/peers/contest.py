@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from benchmarks._measure import interleaved
@@ -34,62 +33,51 @@ _SETTINGS = {
 
 
 class Contestant:
-    """A peer's script, running.
+    """A peer's script in a process of its own.
 
     Args:
         script: name of the file in this folder, without its suffix: what it does, `_`, the peer.
         job: what the script gets.
-
-    Raises:
-        PeerError: it cannot be installed or fails.
     """
 
     def __init__(self, script: str, job: Job) -> None:
         self.name = script.split("_", 1)[1]
+        self._script, self._job = script, job
         self._log = job.scratch / "log.txt"
-        temporary = job.scratch / "tmp"
-        temporary.mkdir(parents=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Install what it needs and let it prepare; the first answer says that it has.
+
+        Raises:
+            PeerError: it cannot be installed.
+        """
         python = environment(self.name)
-        given = job._asdict() | {"folder": str(job.folder), "scratch": str(job.scratch)}
+        temporary = self._job.scratch / "tmp"
+        temporary.mkdir(parents=True)
+        given = self._job._asdict() | {"folder": str(self._job.folder), "scratch": str(self._job.scratch)}
+        places = {"PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1", "TMPDIR": str(temporary)}
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [python, str(_FOLDER / f"{script}.py"), json.dumps(given)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=job.scratch, start_new_session=True,
-                env=os.environ
-                | _SETTINGS
-                | {"PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1", "TMPDIR": str(temporary)},
+                [python, str(_FOLDER / f"{self._script}.py"), json.dumps(given)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=self._job.scratch,
+                start_new_session=True, env=os.environ | _SETTINGS | places,
             )  # fmt: skip
 
-    def __enter__(self) -> Contestant:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with suppress(BrokenPipeError):
-            process.stdin.close()  # which it takes for the end
-        try:
-            process.wait(0.0 if error else _LEAVE)
-            last = signal.SIGTERM  # to workers it has left behind
-        except subprocess.TimeoutExpired:
-            last = signal.SIGKILL
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, last)
-        process.wait()
-        process.stdout.close()
-
     def answer(self) -> dict[str, Any]:
-        """Wait for the next line of JSON."""
-        stream = self._process.stdout
-        assert stream is not None
+        """Wait for the next line of JSON.
+
+        Raises:
+            PeerError: it has ended, or does not answer.
+        """
+        assert self._process is not None
+        assert self._process.stdout is not None
+        stream = self._process.stdout.fileno()
         line, end = b"", time.monotonic() + _PATIENCE
         while not line.endswith(b"\n"):
             if not select.select([stream], [], [], max(0.0, end - time.monotonic()))[0]:
                 raise PeerError(f"{self.name} does not answer for {_PATIENCE:.0f} s")
-            part = os.read(stream.fileno(), 1 << 16)
+            part = os.read(stream, 1 << 16)
             if not part:
                 raise PeerError(f"{self.name} does not run: {self._last_words()}")
             line += part
@@ -97,14 +85,32 @@ class Contestant:
         return answer
 
     def measure(self) -> dict[str, Any]:
-        """Let it measure once."""
+        """Let it measure once; raises PeerError."""
+        assert self._process is not None
         assert self._process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # then there is no answer either
             self._process.stdin.write(b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            raise PeerError(f"{self.name} does not run: {self._last_words()}") from None
         return self.answer()
+
+    def close(self) -> None:
+        """End it and the workers that it leaves behind."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()  # which it takes for the end
+        try:
+            process.wait(_LEAVE)
+            last = signal.SIGTERM  # resource trackers do not mind it and clean up
+        except subprocess.TimeoutExpired:
+            last = signal.SIGKILL
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, last)
+        process.wait()
+        process.stdout.close()
 
     def _last_words(self) -> str:
         lines = [line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
@@ -114,7 +120,7 @@ class Contestant:
 def measure_by_turns(
     scripts: Sequence[str], job: Job, repeats: int, say: Callable[[str], object] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Start scripts, let each measure once to warm up, then by turns.
+    """Start scripts, which prepare at the same time, let each measure once to warm up, then by turns.
 
     Args:
         scripts: the first is ours, which must run; another one that fails is told and left out.
@@ -126,20 +132,22 @@ def measure_by_turns(
         The measurements of each that runs, by peer, one per turn.
 
     Raises:
-        PeerError: ours does not run.
+        PeerError: ours does not run, or another one ends between two turns.
     """
     say = say or (lambda line: print(f"peers: {line}", file=sys.stderr))
     with ExitStack() as stack:
-        running: list[Contestant] = []
-        for script in scripts:
-            try:
-                contestant = stack.enter_context(Contestant(script, job._replace(scratch=job.scratch / script)))
-                contestant.answer()
-                contestant.measure()
-            except PeerError as error:
-                if script == scripts[0]:
-                    raise
-                say(str(error))
-            else:
-                running.append(contestant)
+        running = [Contestant(script, job._replace(scratch=job.scratch / script)) for script in scripts]
+        ours = running[0]
+        for contestant in running:
+            stack.callback(contestant.close)
+        for stage in (Contestant.start, Contestant.answer, Contestant.measure):
+            for contestant in list(running):
+                try:
+                    stage(contestant)
+                except PeerError as error:
+                    if contestant is ours:
+                        raise
+                    say(str(error))
+                    contestant.close()
+                    running.remove(contestant)
         return interleaved({contestant.name: contestant.measure for contestant in running}, repeats)
