@@ -15,7 +15,8 @@ WORKDIR /hai
 # First what changes seldom, so that a change of code rebuilds seconds and not gigabytes.
 COPY pyproject.toml constraints.txt ./
 RUN pip install --no-cache-dir --constraint constraints.txt uv \
- && uv pip install --system --no-cache --constraint constraints.txt --requirement pyproject.toml --extra cluster
+ && uv pip install --system --no-cache --constraint constraints.txt --requirement pyproject.toml --extra cluster \
+    --extra sweep
 
 COPY README.md ./
 COPY hai hai

@@ -108,8 +108,7 @@ class _Bench:
         self._small, self._large = folder / "small.yaml", folder / "large.yaml"
         self._small.write_text(SMALL.format(faces=faces, steps=steps), encoding="utf-8")
         self._large.write_text(LARGE.format(faces=faces), encoding="utf-8")
-        self._environment = {**os.environ, "HAI_CACHE": str(folder / "cache")}
-        self._environment.pop("RAY_ADDRESS", None)
+        self._environment = {**os.environ, "HAI_CACHE": str(folder / "cache"), "RAY_ADDRESS": "local"}
 
     def bare(self) -> dict[str, float]:
         """Run the bare loop."""

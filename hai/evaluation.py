@@ -279,7 +279,9 @@ def _robustness(trained: Trained, manifest: Manifest, split: str, results: _Resu
     from hai.robustness import measure_robustness, sample_rows
 
     with progress_bar("disturbing") as show:
-        return measure_robustness(trained, manifest, sample_rows(manifest.indices(split)), results.measure, show)
+        return measure_robustness(
+            trained, manifest, sample_rows(manifest, manifest.indices(split)), results.measure, show
+        )
 
 
 # -- results -----------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from hai.errors import DataError
 
 __all__ = [
+    "LESS_IS_BETTER",
     "METRICS",
     "best_threshold",
     "confusion_matrix",
@@ -45,6 +46,8 @@ METRICS: Final = (
     "expected_calibration_error",
 )
 """Names of the metrics; each exists once more as `video_NAME` where groups are videos."""
+
+LESS_IS_BETTER: Final = ("equal_error_rate", "expected_calibration_error")
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

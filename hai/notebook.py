@@ -178,12 +178,15 @@ def _key(name: str) -> str:
 
 
 def place(storage: str) -> str:
-    """Return where runs are kept: what the form says, and outside Colab `runs/` instead of a folder on its Drive."""
+    """Return where runs are kept: what the form says, and outside Colab `runs/` instead of a folder on its Drive.
+
+    A relative path starts from the folder of the code, but in Colab, where that is fetched anew, from beside it.
+    """
     if "://" in storage:
         return storage
-    if not is_colab() and storage.startswith("/content/"):
+    if not storage or (not is_colab() and storage.startswith("/content/")):
         storage = "runs"
-    return str(ROOT / Path(storage).expanduser())
+    return str((Path.cwd() if is_colab() else ROOT) / Path(storage).expanduser())
 
 
 def log_in(source: str, storage: str = "", settings: str = "") -> None:

@@ -17,6 +17,8 @@ from hai.data.content import num_threads
 from hai.data.disturb import DISTURBANCES, Disturbance, disturb
 from hai.data.images import decode_image, fit_image
 from hai.data.manifest import Manifest
+from hai.memory import free_memory, is_out_of_memory
+from hai.rank_results import comparisons_among
 from hai.results import probability_of
 from hai.tasks import build_task
 from hai.tasks.base import Task
@@ -28,8 +30,10 @@ __all__ = ["MOST_IMAGES", "measure_robustness", "sample_rows"]
 MOST_IMAGES: Final = 1000
 """Images that are measured; of more, as many, evenly spread."""
 
-_AT_ONCE: Final = 16
 _CHANGES: Final = (Disturbance("none", 0.0), *DISTURBANCES)
+_AT_ONCE: Final = 16
+_MOST_BYTES: Final = 200e6
+"""Images that are read at once, fewer where they are large: of all their changes together."""
 
 
 def measure_robustness(
@@ -73,11 +77,21 @@ def measure_robustness(
     return {"n": len(rows), "conditions": conditions}
 
 
-def sample_rows(rows: NDArray[np.int64], most: int = MOST_IMAGES) -> NDArray[np.int64]:
-    """Choose at most so many rows of a manifest, evenly: its order by hash makes them a random choice."""
+def sample_rows(manifest: Manifest, rows: NDArray[np.int64], most: int = MOST_IMAGES) -> NDArray[np.int64]:
+    """Choose at most so many rows of a manifest, evenly: its order by hash makes them a random choice.
+
+    Where images are known by comparisons, those of randomly chosen ones, the same at every call: of images chosen one
+    by one hardly any two would have been compared.
+    """
     if len(rows) <= most:
         return rows
-    return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
+    compared = comparisons_among(manifest, rows)[:, :2]
+    if not len(compared):
+        return rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
+    drawn = np.random.default_rng(0).permutation(compared).ravel()
+    first = np.sort(np.unique(drawn, return_index=True)[1])[:most]
+    chosen: NDArray[np.int64] = rows[np.sort(drawn[first])]
+    return chosen
 
 
 def _loaded(
@@ -95,7 +109,8 @@ def _loaded(
         found = [image if change.kind == "none" else disturb(image, change, key) for change in _CHANGES]
         return np.stack([fit_image(picture, layout.size, layout.geometry) for picture in found])
 
-    chunks = iter([rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)])
+    size = max(1, min(_AT_ONCE, int(_MOST_BYTES / (len(_CHANGES) * 3 * layout.size**2))))
+    chunks = iter([rows[start : start + size] for start in range(0, len(rows), size)])
     with ThreadPoolExecutor(num_threads(), thread_name_prefix="disturb") as pool:
         waiting: deque[tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]]] = deque()
         try:
@@ -113,7 +128,23 @@ def _loaded(
 def _predicted(
     trained: Trained, task: Task, manifest: Manifest, rows: NDArray[np.int64], image: NDArray[np.uint8]
 ) -> Arrays:
-    """Predict pictures uint8 [n, S, S, 3] of some rows."""
+    """Predict pictures uint8 [n, S, S, 3] of some rows, in halves where memory runs out."""
+    try:
+        return _forwarded(trained, task, manifest, rows, image)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(rows) == 1:
+            raise
+    free_memory(trained.device)
+    half = len(rows) // 2
+    parts = [
+        _predicted(trained, task, manifest, rows[part], image[part]) for part in (slice(None, half), slice(half, None))
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _forwarded(
+    trained: Trained, task: Task, manifest: Manifest, rows: NDArray[np.int64], image: NDArray[np.uint8]
+) -> Arrays:
     batch = {
         "index": torch.from_numpy(rows),
         "label": torch.from_numpy(manifest.label[rows].astype(np.int64)),

@@ -320,13 +320,12 @@ class _Sums(NamedTuple):
 
     loss: Tensor
     """float64, a scalar."""
-    count: float
-    """Examples."""
+    num_examples: float
     statistics: Tensor
     """The task's, float64 [K]."""
 
     def plus(self, other: _Sums) -> _Sums:
-        return _Sums(self.loss + other.loss, self.count + other.count, self.statistics + other.statistics)
+        return _Sums(self.loss + other.loss, self.num_examples + other.num_examples, self.statistics + other.statistics)
 
 
 def _non_finite(step: int) -> str:

@@ -28,7 +28,7 @@ from hai.models.encoder import rounded_image_size
 from hai.models.scorer import build_scorer
 from hai.types import Record
 
-__all__ = ["Layout", "Trained", "best_device", "load_trained"]
+__all__ = ["Layout", "Trained", "best_device", "crop_settings_of", "load_trained"]
 
 
 class Layout(NamedTuple):
@@ -72,16 +72,7 @@ class Trained:
         Raises:
             CheckpointError: another version did it, whose settings are not known here.
         """
-        record = self.checkpoint.meta.get("crop_settings")
-        if record is None:
-            return None
-        try:
-            return CropSettings(**record)
-        except TypeError as error:
-            raise CheckpointError(
-                f"checkpoint: {self.checkpoint.path}: its faces were cut by settings that this version does not have "
-                f"({error}); cut the faces out with that version and use --faces never"
-            ) from None
+        return crop_settings_of(self.checkpoint)
 
     @property
     def calibration(self) -> Calibration:
@@ -107,11 +98,29 @@ class Trained:
         return logit.astype(np.float64) / self.temperature
 
 
+def crop_settings_of(checkpoint: Checkpoint) -> CropSettings | None:
+    """Say how the training images of a checkpoint were cut out, see `Trained.crop_settings`."""
+    record = checkpoint.meta.get("crop_settings")
+    if record is None:
+        return None
+    try:
+        return CropSettings(**record)
+    except TypeError as error:
+        raise CheckpointError(
+            f"checkpoint: {checkpoint.path}: its faces were cut by settings that this version does not have ({error}); "
+            "cut the faces out with that version and use --faces never"
+        ) from None
+
+
 def best_device() -> torch.device:
     """Choose where to compute: a CUDA GPU, else Apple's, else the CPU; CUDA is told to compute in full precision."""
     if torch.cuda.is_available():
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined] # with TF32 scores differ by batch
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        if hasattr(torch.backends.cudnn, "conv"):  # with TF32 scores differ by batch
+            torch.backends.cudnn.conv.fp32_precision = "ieee"
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+        else:  # torch before 2.9, which packages for contests also run on
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 

@@ -247,12 +247,13 @@ def _clusters(storage: Path) -> Iterator[Callable[[], Head]]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def start_head(log: Path, *options: str, **environment: str) -> Head:
-    """Start a head of two CPUs on free ports of loopback.
+def start_head(log: Path, *options: str, port: int = 0, **environment: str) -> Head:
+    """Start a head of two CPUs on loopback.
 
     Args:
         log: takes what it prints.
         options: further ones of `ray start`.
+        port: of the head; default: a free one.
         environment: further variables of it, its workers, and drivers.
 
     Raises:
@@ -261,15 +262,15 @@ def start_head(log: Path, *options: str, **environment: str) -> Head:
     bin_first = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     everything = {**os.environ, "PATH": bin_first, "RAY_USAGE_STATS_ENABLED": "0", **environment}
     for _ in range(_STARTS):  # Ray gives its own processes 30 s, which a busy machine can exceed
-        port, dashboard = free_port(), free_port()
-        command = [_ray(), "start", "--head", "--block", "--num-cpus=2", f"--port={port}", "--disable-usage-stats"]
+        here, dashboard = port or free_port(), free_port()
+        command = [_ray(), "start", "--head", "--block", "--num-cpus=2", f"--port={here}", "--disable-usage-stats"]
         command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
         with open(log, "ab") as output:
             began = output.tell()
             process = subprocess.Popen([*command, *options], stdout=output, stderr=subprocess.STDOUT, env=everything)
         while process.poll() is None:
             if b"Ray runtime started" in log.read_bytes()[began:]:
-                return Head(process, f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", everything)
+                return Head(process, f"127.0.0.1:{here}", f"http://127.0.0.1:{dashboard}", everything)
             time.sleep(0.1)
     raise RuntimeError(f"Ray's head does not start:\n{log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
 

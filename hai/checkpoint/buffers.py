@@ -24,10 +24,7 @@ class Buffers:
             buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
                 buffer = _empty_like(tensor)
-            buffers[name] = buffer
-        if buffers:
-            sources = [tensor.detach() for tensor in tensors.values()]
-            torch._foreach_copy_(list(buffers.values()), sources, non_blocking=True)
+            buffers[name] = buffer.copy_(tensor.detach(), non_blocking=True)
         self._buffers = buffers
         for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
             torch.cuda.synchronize(device)

@@ -14,9 +14,10 @@ from hai.checkpoint.owner import STALE_S, Owner
 from hai.checkpoint.reach import reach
 from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate, open_remote
 from hai.config.text import parse_yaml
+from hai.errors import CheckpointError
 from hai.types import Record
 
-__all__ = ["RunRow", "list_runs", "read_run_file", "restart_run"]
+__all__ = ["RunRow", "list_runs", "read_run_file", "restart_run", "send_run"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,46 @@ def _is_heard(owner: Record | None) -> bool:
 def _parse_yaml(content: bytes | None) -> dict[str, Any]:
     found, _ = parse_yaml((content or b"").decode("utf-8", "replace"), records.CONFIG)
     return found if isinstance(found, dict) else {}
+
+
+def send_run(storage: str, name: str, report: Callable[[str], None]) -> None:
+    """Send the checkpoints of a run that has ended here and that lie on this machine only, if there are such.
+
+    Raises:
+        CheckpointError: a live process on this machine has the run.
+        StorageError: the storage does not answer.
+    """
+    from hai.checkpoint.find import local_names  # these import torch, which the table of runs does without
+    from hai.checkpoint.store import RunFolder
+    from hai.checkpoint.transfer import CHECKPOINTS, remote_names
+
+    location = locate(storage, name)
+    remote, here = location.remote, local_names(location.path / CHECKPOINTS)  # the newest first, as those there
+    if remote is None or not here:
+        return
+    there = reach(remote.url, lambda: remote_names(remote))
+    if there and there[0] > here[0]:  # it went on elsewhere, where these are superseded
+        return
+    if reach(remote.url, lambda: all(_is_there(remote, one) for one in here)):
+        return
+    owner = Owner(location, report)
+    attempt = owner.acquire()
+    try:
+        run = RunFolder(storage, name, attempt=attempt, keep=len(here), report=report)
+        run.newest_valid()
+        run.close()
+    finally:
+        owner.release()
+
+
+def _is_there(remote: Remote, checkpoint: str) -> bool:
+    from hai.checkpoint.transfer import load_remote_manifest
+
+    try:
+        load_remote_manifest(remote, checkpoint)
+    except CheckpointError:
+        return False
+    return True
 
 
 def restart_run(storage: str, name: str, report: Callable[[str], None]) -> None:

@@ -93,6 +93,12 @@ def submit(
     frames: Annotated[int, typer.Option(min=1, help="Frames of each video.")] = 16,
     faces: Annotated[Literal["auto", "always", "never"], typer.Option(help="As for predict.")] = "auto",
     aggregate: Annotated[Literal["mean", "median", "topk", "max"], typer.Option(help="As for predict.")] = "mean",
+    python: Annotated[
+        str | None, typer.Option(metavar="PYTHON", help="Try it with this interpreter, of the contest's version.")
+    ] = None,
+    torch: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Try it with this torch, which the contest's driver can run.")
+    ] = None,
     proof: Annotated[
         bool, typer.Option("--proof/--no-proof", help="Run it in a fresh environment, with and without network.")
     ] = True,
@@ -109,6 +115,8 @@ def submit(
             frames=frames,
             faces=faces,
             aggregate=aggregate,
+            python=python,
+            torch=torch,
             proof=proof,
         )
     )

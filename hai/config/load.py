@@ -53,6 +53,8 @@ def config_from_yaml_text(text: str, where: str = "run.yaml", overrides: Sequenc
             raise ConfigError("\n".join(problems))
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: must hold `key: value` lines, found {_shown(values)}")
+    if "space" in values:
+        raise ConfigError(f"{where}: has a `space` of values to try, so it is a sweep; hai tune --config {where}")
     places: list[tuple[Any, ...]] = []
     for override in overrides:
         key, equals, raw = override.partition("=")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from hai.config.section import Section, fixed, free, raisable
 from hai.config.text import dump_yaml, inline_yaml, parse_yaml
 from hai.errors import ConfigError
 
-__all__ = ["Entry", "Sweep", "SweepSettings", "load_sweep", "show_sweep", "sweep_changes"]
+__all__ = ["Entry", "Sweep", "SweepSettings", "is_sweep", "load_sweep", "show_sweep", "sweep_changes"]
 
 KINDS: Final = ("loguniform", "uniform", "randint", "choice", "grid")
 _RANGES: Final = ("loguniform", "uniform", "randint")
@@ -29,6 +30,7 @@ _IN_MID_TRAINING: Final = (
 )
 _SHAPING: Final = ("optim.name", "pairs.loss", "pairs.ties")  # what they change is in the checkpoint's tensors
 _COMMAND_LINE: Final = "command line"
+_MOST_COMBINATIONS: Final = 10_000  # years of training
 
 
 class SweepSettings(Section):
@@ -87,6 +89,12 @@ class Entry:
         """Say whether the values lie between two ends."""
         return self.kind in _RANGES
 
+    def takes(self, value: Any) -> bool:
+        """Say whether the key may get this value."""
+        if not self.is_range:
+            return value in self.values
+        return isinstance(value, int | float) and self.values[0] <= value <= self.values[1]
+
     def to_yaml(self) -> dict[str, Any]:
         """Write the entry as a sweep file has it."""
         when = {key: list(values) if len(values) > 1 else values[0] for key, values in self.when.items()}
@@ -106,6 +114,14 @@ class Sweep:
     base: RunConfig
     settings: SweepSettings
     space: dict[str, Entry]
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Say whether a file holds a sweep, not a run; False where it cannot be read."""
+    try:
+        return "space" in _read(Path(path))[0]
+    except ConfigError:
+        return False
 
 
 def load_sweep(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -232,10 +248,15 @@ def _space(given: Any, where: str) -> tuple[dict[str, Entry], list[str]]:
         if entry is not None:
             entries[str(key)] = entry
     for key, entry in entries.items():
-        for other in entry.when:
+        for other, wanted in entry.when.items():
             if other not in given:
                 near = _near(other, [str(one) for one in given])
                 problems.append(f"{where}: space.{key}.when.{other}; is no key of the space{near}")
+            for value in wanted if other in entries else ():
+                if not entries[other].takes(value):
+                    known = ", ".join(inline_yaml(one) for one in entries[other].values)
+                    name = f"{where}: space.{key}.when.{other} = {inline_yaml(value)}"
+                    problems.append(f"{name}; {other} never takes this value; {entries[other].kind}: {known}")
     ordered: dict[str, Entry] = {}
     while not problems and len(ordered) < len(entries):
         ready = [key for key, entry in entries.items() if key not in ordered and entry.when.keys() <= ordered.keys()]
@@ -292,6 +313,9 @@ def _misfits(settings: SweepSettings, space: dict[str, Entry], run: RunConfig, w
     ranges = [key for key, entry in space.items() if entry.is_range]
     if settings.searcher == "grid" and ranges:
         problems.append(f"{where}: sweep.searcher = grid; {', '.join(ranges)} have no finite list; use choice or grid")
+    size = math.prod(len(entry.values) for entry in space.values())
+    if settings.searcher == "grid" and settings.num_trials is None and not ranges and size > _MOST_COMBINATIONS:
+        problems.append(f"{where}: sweep.num_trials = null; the grid has {size:,} combinations; give a number")
     if settings.searcher != "grid" and settings.num_trials is None:
         problems.append(f"{where}: sweep.num_trials = null; only searcher grid knows where to end; give a number")
     if settings.scheduler != "pbt":

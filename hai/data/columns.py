@@ -1,9 +1,13 @@
-"""Columns of many examples in little memory: equal strings are one object, hashes travel to Arrow and back as bytes."""
+"""Columns of many examples, to Arrow files and back in little memory: equal strings are one object, numbers are arrays.
+
+Arrow's own `read_table` and `to_numpy` load pandas, which takes two seconds and a hundred megabytes at every start.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +15,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["digest_array", "digests_of", "renamed", "strings_of"]
+__all__ = ["digest_array", "read_columns", "renamed", "taken"]
+
+_BATCH: Final = 1 << 16
+_HASH: Final = "sha256"
 
 
 def renamed(values: list[str], rename: Callable[[str], str]) -> list[str]:
@@ -20,16 +27,10 @@ def renamed(values: list[str], rename: Callable[[str], str]) -> list[str]:
     return list(map(new.__getitem__, values))
 
 
-def strings_of(column: pa.ChunkedArray) -> list[str]:
-    """Read a column of strings that repeat."""
-    if column.null_count:
-        values: list[str] = column.to_pylist()
-        return values
-    found: list[str] = []
-    for chunk in column.dictionary_encode().unify_dictionaries().chunks:
-        names = chunk.dictionary.to_pylist()
-        found += map(names.__getitem__, chunk.indices.to_numpy().tolist())
-    return found
+def taken(values: list[str], positions: NDArray[Any]) -> list[str]:
+    """Return the strings at some positions."""
+    chosen: list[str] = np.array(values, dtype=np.object_)[positions].tolist()
+    return chosen
 
 
 def digest_array(sha256: NDArray[np.uint8]) -> pa.Array:
@@ -41,19 +42,83 @@ def digest_array(sha256: NDArray[np.uint8]) -> pa.Array:
     )
 
 
-def digests_of(column: Any) -> NDArray[np.uint8]:
-    """Return a column of digest_array as [N, 32].
+def read_columns(
+    path: str | Path, *, distinct: Collection[str], repeated: Collection[str]
+) -> tuple[dict[str, Any], dict[bytes, bytes]]:
+    """Read a parquet file a piece at a time.
+
+    Args:
+        path: the file.
+        distinct: columns of strings that are all different.
+        repeated: columns of strings that repeat.
+
+    Returns:
+        The columns by name: strings as a list, `sha256` as uint8 [N, 32], numbers as [N], others as Python's objects;
+        and the notes of the file.
 
     Raises:
-        ValueError: it is another column.
+        ValueError: a column is of another kind, or holds nothing somewhere.
+        OSError, ArrowException: it cannot be read, or is no parquet file.
     """
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    if column.type != pa.binary(32) or column.null_count:
-        raise ValueError(f"hashes are {column.type}, {column.null_count} of them missing")
-    parts = [
-        np.frombuffer(chunk.buffers()[1], dtype=np.uint8)[32 * chunk.offset : 32 * (chunk.offset + len(chunk))]
-        for chunk in column.chunks
-        if len(chunk)
-    ]
-    return np.concatenate([np.zeros(0, dtype=np.uint8), *parts]).reshape(-1, 32)
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        known: dict[str, dict[str, str]] = {name: {} for name in repeated}
+        parts: dict[str, list[Any]] = {name: [] for name in schema.names}
+        for batch in file.iter_batches(_BATCH):
+            for name, array in zip(schema.names, batch.columns, strict=True):
+                if name in known:
+                    parts[name] += _repeated(name, array, known[name])
+                elif name in distinct:
+                    parts[name] += _checked(name, array, "string").to_pylist()
+                elif name == _HASH:
+                    parts[name].append(_values(_checked(name, array, "fixed_size_binary[32]"), np.dtype(np.uint8), 32))
+                elif (dtype := _dtype_of(array.type)) is not None:
+                    parts[name].append(_values(_checked(name, array, str(array.type)), dtype, 1))
+                else:
+                    parts[name] += array.to_pylist()
+        columns: dict[str, Any] = {}
+        for field in schema:
+            dtype = np.dtype(np.uint8) if field.name == _HASH else _dtype_of(field.type)
+            values = parts.pop(field.name)
+            is_text = field.name in known or field.name in distinct or dtype is None
+            columns[field.name] = values if is_text else np.concatenate([np.zeros(0, dtype=dtype), *values])
+    if _HASH in columns:
+        columns[_HASH] = columns[_HASH].reshape(-1, 32)
+    pa.default_memory_pool().release_unused()  # it would keep a third of what was read
+    return columns, dict(schema.metadata or {})
+
+
+def _checked(name: str, array: pa.Array, kind: str) -> pa.Array:
+    if str(array.type) != kind or array.null_count:
+        raise ValueError(f"column {name} is {array.type}, {array.null_count} values missing; must be {kind}")
+    return array
+
+
+def _repeated(name: str, array: pa.Array, known: dict[str, str]) -> list[str]:
+    """Read strings; equal ones of all batches are one object."""
+    encoded = _checked(name, array, "string").dictionary_encode()
+    names = [known.setdefault(value, value) for value in encoded.dictionary.to_pylist()]
+    codes = _values(encoded.indices, np.dtype(np.int32), 1)
+    return list(map(names.__getitem__, codes.tolist()))
+
+
+def _dtype_of(kind: pa.DataType) -> np.dtype[Any] | None:
+    """Return numpy's word for a type of numbers; None: it is none."""
+    import pyarrow as pa
+
+    if pa.types.is_floating(kind):
+        return np.dtype(f"f{kind.bit_width // 8}")
+    if pa.types.is_integer(kind):
+        return np.dtype(f"{'u' if pa.types.is_unsigned_integer(kind) else 'i'}{kind.bit_width // 8}")
+    return None
+
+
+def _values(array: pa.Array, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
+    """Return what an array without gaps holds, so many values of a type in each row, as a copy."""
+    if not len(array):
+        return np.zeros(0, dtype=dtype)
+    values = np.frombuffer(array.buffers()[1], dtype=dtype)
+    return values[width * array.offset : width * (array.offset + len(array))].copy()

@@ -100,14 +100,16 @@ def comparison_arrays(comparisons: NDArray[np.int32], size: int) -> dict[str, pa
 
 
 def comparisons_of(columns: dict[str, Any]) -> NDArray[np.int32]:
-    """Read comparisons from the columns of comparison_arrays, which are taken out; without them there are none.
+    """Read comparisons from the columns that `read_columns` made of comparison_arrays, which are taken out.
+
+    Without them there are none.
 
     Raises:
         DataError: they name rows that are not there.
     """
     if "right" not in columns:
         return np.zeros((0, 3), dtype=np.int32)
-    rights, preferences = columns.pop("right").to_pylist(), columns.pop("preference").to_pylist()
+    rights, preferences = columns.pop("right"), columns.pop("preference")
     rows = [
         (left, right, preference)
         for left, (met, how) in enumerate(zip(rights, preferences, strict=True))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hai.data.columns import renamed
+from hai.data.columns import renamed, taken
 from hai.data.content import Content, Progress, check_images
 from hai.data.rows import COMPARED, Rows, raise_faults
 from hai.data.splits import assign_splits, codes_of, components, content_keys
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Table",
+    "content_codes",
     "divide",
     "divided_groups",
-    "hash_words",
     "is_divided",
     "join_comparisons",
     "join_sources",
@@ -74,17 +74,33 @@ class Table:
         if chosen.dtype == np.bool_ and chosen.all():
             return self
         positions = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen
-        listed = positions.tolist()
-        columns: dict[str, Any] = {}
+        return Table(**{field.name: _chosen(getattr(self, field.name), positions) for field in fields(self)})
+
+    def reorder(self, order: NDArray[np.int64]) -> None:
+        """Put the rows into another order, a column at a time."""
         for field in fields(self):
-            column = getattr(self, field.name)
-            taken = list(map(column.__getitem__, listed)) if isinstance(column, list) else column[positions]
-            columns[field.name] = taken
-        return Table(**columns)
+            setattr(self, field.name, _chosen(getattr(self, field.name), order))
 
 
-def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float, progress: Progress | None) -> Table:
-    """Put the sources' rows together, with what is inside the files."""
+def _chosen(column: Any, positions: NDArray[Any]) -> Any:
+    return taken(column, positions) if isinstance(column, list) else column[positions]
+
+
+def join_sources(
+    loaded: list[tuple[SourceConfig, Rows]],
+    max_megapixels: float,
+    progress: Progress | None,
+    *,
+    consume: bool = False,
+) -> Table:
+    """Put the sources' rows together, with what is inside the files.
+
+    Args:
+        loaded: the sources.
+        max_megapixels: as in decode_image.
+        progress: called with (done, total).
+        consume: take the columns out of the rows as they are joined, so that none is in memory twice.
+    """
     loose = [rows for _, rows in loaded if rows.packed is None]
     files = [file for rows in loose for file in rows.file]
     stats = np.concatenate([rows.stats for rows in loose]) if loose else np.zeros((0, 2), dtype=np.int64)
@@ -128,14 +144,19 @@ def join_sources(loaded: list[tuple[SourceConfig, Rows]], max_megapixels: float,
                 number=np.zeros(size, dtype=np.int64),
             )
         )
+    if consume:
+        for _, rows in loaded:
+            rows.forget()
     joined: dict[str, Any] = {}
     for field in fields(Table):
         parts = [getattr(table, field.name) for table in tables]
         if isinstance(parts[0], list):
             joined[field.name] = parts[0] if len(parts) == 1 else list(chain(*parts))
         else:
-            joined[field.name] = np.concatenate(parts)
-    joined["content"] = _content_codes(joined["sha256"])
+            joined[field.name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for table in tables:
+            setattr(table, field.name, None)
+    joined["content"] = content_codes(joined["sha256"])
     joined["number"] = np.arange(len(joined["path"]), dtype=np.int64)
     return Table(**joined)
 
@@ -153,17 +174,22 @@ def join_comparisons(loaded: list[tuple[SourceConfig, Rows]]) -> NDArray[np.int3
     return np.concatenate(shifted).astype(np.int32)
 
 
-def hash_words(sha256: NDArray[np.uint8]) -> list[NDArray[np.uint64]]:
-    """Return hashes [N, 32] as four numbers each, least significant first: keys for lexsort."""
-    words = np.ascontiguousarray(sha256).view(">u8").astype(np.uint64)
-    return [words[:, k] for k in (3, 2, 1, 0)]
-
-
-def _content_codes(sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Number the distinct contents in the order of their hashes, [N]."""
-    order = np.lexsort(hash_words(sha256))
+def content_codes(sha256: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Number the distinct contents in the order of their hashes [N, 32], counted from 0, [N]."""
+    first = np.ascontiguousarray(sha256[:, :8]).view(">u8").reshape(-1).astype(np.uint64)
+    order = np.argsort(first, kind="stable")
+    alike = np.flatnonzero(np.diff(first[order]) == 0)  # seldom more than copies
+    copies = (sha256[order[alike]] == sha256[order[alike + 1]]).all(axis=1)
+    if not copies.all():
+        words = np.ascontiguousarray(sha256).view(">u8").astype(np.uint64)
+        order = np.lexsort([words[:, k] for k in (3, 2, 1, 0)])
+        alike = np.flatnonzero((sha256[order[1:]] == sha256[order[:-1]]).all(axis=1))
+        copies = np.ones(len(alike), dtype=np.bool_)
+    is_new = np.ones(len(order), dtype=np.bool_)
+    is_new[:1] = False
+    is_new[alike[copies] + 1] = False
     codes = np.zeros(len(order), dtype=np.int64)
-    codes[order[1:]] = np.cumsum((sha256[order[1:]] != sha256[order[:-1]]).any(axis=1))
+    codes[order] = np.cumsum(is_new)
     return codes
 
 

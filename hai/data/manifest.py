@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hai.data.columns import digest_array, digests_of, strings_of
+from hai.data.columns import digest_array, read_columns, taken
 from hai.data.comparisons import (
     comparison_arrays,
     comparison_units,
@@ -26,8 +26,8 @@ from hai.data.content import Progress
 from hai.data.duplicates import close_pairs, perceptual_hashes
 from hai.data.gather import (
     Table,
+    content_codes,
     divide,
-    hash_words,
     is_divided,
     join_comparisons,
     join_sources,
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from hai.config.schema import DataConfig, SourceConfig
 
 __all__ = ["Manifest", "Problem", "build_manifest", "load_manifest", "save_manifest"]
+
+_PIECE: Final = 1 << 16
+"""Rows that are looked at together where all of them would take much memory."""
 
 
 class Problem(NamedTuple):
@@ -107,14 +110,16 @@ class Manifest:
     def identity(self) -> str:
         """Hash of all (content, label, group, split) and comparisons, in hex: what a resumed run must find again."""
         group, _ = codes_of(self.group)
-        keys: list[NDArray[Any]] = [self.split, group, self.label, *hash_words(self.sha256)]
-        order = np.lexsort(keys)
-        facts = np.concatenate([self.sha256, np.stack([self.label, self.split], axis=1).view(np.uint8)], axis=1)
-        hasher = hashlib.sha256(facts[order].tobytes())
-        hasher.update("\0".join(self.group[i] for i in order.tolist()).encode("utf-8", "surrogateescape"))
+        content = content_codes(self.sha256)
+        order = np.lexsort((self.split, group, self.label, content))
+        hasher, facts = hashlib.sha256(), np.stack([self.label, self.split], axis=1).view(np.uint8)
+        for some in np.split(order, range(_PIECE, len(order), _PIECE)):
+            hasher.update(np.concatenate([self.sha256[some], facts[some]], axis=1).tobytes())
+        for start in range(0, len(order), _PIECE):
+            names = "\0".join(taken(self.group, order[start : start + _PIECE]))
+            hasher.update((("\0" if start else "") + names).encode("utf-8", "surrogateescape"))
         if len(self.comparisons):
-            content = np.zeros(len(order), dtype=np.int32)
-            content[order[1:]] = np.cumsum((self.sha256[order[1:]] != self.sha256[order[:-1]]).any(axis=1))
+            content = content.astype(np.int32)
             left, right, preference = self.comparisons.T
             rows = np.stack([self.split[left].astype(np.int32), content[left], content[right], preference], axis=1)
             hasher.update(b"\0comparisons\0" + rows[np.lexsort(rows.T)].astype("<i4").tobytes())
@@ -215,9 +220,10 @@ def build_manifest(
             faults += str(error).split("\n")
     if faults:
         raise_faults(faults)
-    labels = _common_labels(loaded)
-    table = join_sources(loaded, data.max_megapixels, progress)
-    comparisons, num_rows = join_comparisons(loaded), len(table.path)
+    labels, comparisons = _common_labels(loaded), join_comparisons(loaded)
+    has_scores = any(rows.score for _, rows in loaded)
+    table = join_sources(loaded, data.max_megapixels, progress, consume=True)
+    num_rows = len(table.path)
     problems = tuple(Problem(table.path[i], error) for i, error in enumerate(table.error) if error)
     if len(problems) > data.max_bad_fraction * len(table.path):
         raise_faults(
@@ -250,7 +256,7 @@ def build_manifest(
         warnings += near_leaks(table, by_number)
     source, _ = codes_of(table.source)
     group, _ = codes_of(table.group)
-    table = table.rows(np.lexsort((table.split, group, source, table.label, table.content)))
+    table.reorder(np.lexsort((table.split, group, source, table.label, table.content)))
     comparisons, notes = keep_comparisons(table, comparisons, num_rows, data)
     refuse_empty(table, require, labels, comparisons)
     columns = {item.name: getattr(table, item.name) for item in fields(Manifest) if hasattr(table, item.name)}
@@ -258,7 +264,7 @@ def build_manifest(
         columns["video"] = None
     if task == "detector":
         columns["image_id"] = None
-    if not any(rows.score for _, rows in loaded):
+    if not has_scores:
         columns["score"] = None
     crop_settings, doubts = _common_crop_settings(loaded)
     return Manifest(
@@ -350,21 +356,13 @@ def load_manifest(path: str | Path) -> Manifest:
         DataError: it is missing or damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-        notes = json.loads(table.schema.metadata[b"hai"])
-        columns: dict[str, Any] = {name: table[name] for name in table.column_names}
+        columns, metadata = read_columns(
+            path, distinct=("path", "image_id"), repeated=("file", "source", "group", "video")
+        )
+        notes = json.loads(metadata[b"hai"])
         comparisons = comparisons_of(columns)
-        distinct, repeated = ("path", "image_id"), ("file", "source", "group", "video")
-        for name, column in columns.items():
-            if name == "sha256":
-                columns[name] = digests_of(column)
-            elif name in repeated:
-                columns[name] = strings_of(column)
-            else:
-                columns[name] = column.to_pylist() if name in distinct else column.to_numpy()
         problems = tuple(Problem(*problem) for problem in notes["problems"])
         labels = tuple(notes.get("labels", LABELS))  # older ones hold none
         manifest = Manifest(
@@ -375,7 +373,7 @@ def load_manifest(path: str | Path) -> Manifest:
             comparisons=comparisons,
             crop_settings=notes.get("crop_settings"),
         )
-        if manifest.identity.encode() != table.schema.metadata[b"identity"]:
+        if manifest.identity.encode() != metadata[b"identity"]:
             raise ValueError("its content is not what its identity says")
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, RecursionError, DataError) as error:
         raise DataError(f"{path}: not a manifest, or damaged ({error}); index the data again") from None

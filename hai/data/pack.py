@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hai.data.columns import digest_array, digests_of, renamed, strings_of
+from hai.data.columns import digest_array, read_columns, renamed
 from hai.data.comparisons import comparison_arrays, comparisons_of
 from hai.data.content import Progress, hash_files, stat_files
 from hai.data.remote import copy_file, open_url
@@ -252,7 +252,6 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
         DataError: a file is missing or damaged, by name.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     folder = Path(os.path.abspath(folder))
     try:
@@ -274,33 +273,25 @@ def load_pack(folder: str | Path, name: str, progress: Progress | None = None) -
     if faults:
         raise DataError("\n".join(faults))
     try:
-        table = pq.read_table(paths[0])
-        columns = {column: table[column] for column in table.column_names}
-        part = columns["part"].to_numpy()
-        notes = table.schema.metadata or {}
+        columns, notes = read_columns(paths[0], distinct=("path", "image_id"), repeated=("group", "source", "video"))
+        part = columns["part"]
         labels, crop_settings = notes.get(b"labels"), notes.get(b"crop_settings")
         rows = Rows(
             labels=tuple(json.loads(labels)) if labels else LABELS,
-            video=strings_of(columns["video"]) if "video" in columns else [],
-            image_id=columns["image_id"].to_pylist() if "image_id" in columns else [],
-            score=columns["score"].to_pylist() if "score" in columns else [],
+            video=columns.get("video", []),
+            image_id=columns.get("image_id", []),
+            score=columns["score"].tolist() if "score" in columns else [],
             comparisons=list(map(tuple, comparisons_of(columns).tolist())),
-            path=columns["path"].to_pylist(),
+            path=columns["path"],
             file=[paths[1 + p] for p in part.tolist()],
-            label=columns["label"].to_pylist(),
-            split=columns["split"].to_pylist(),
-            group=strings_of(columns["group"]),
-            source=renamed(strings_of(columns["source"]), lambda part: source_name(name, part)),
+            label=columns["label"].tolist(),
+            split=columns["split"].tolist(),
+            group=columns["group"],
+            source=renamed(columns["source"], lambda inner: source_name(name, inner)),
             stats=stats[1 + part],
             crop_settings=json.loads(crop_settings) if crop_settings else None,
         )
-        rows.packed = Packed(
-            columns["offset"].to_numpy(),
-            columns["length"].to_numpy(),
-            digests_of(columns["sha256"]),
-            columns["width"].to_numpy(),
-            columns["height"].to_numpy(),
-        )
+        rows.packed = Packed(*(columns[column] for column in ("offset", "length", "sha256", "width", "height")))
     except (pa.ArrowException, KeyError, ValueError, IndexError, TypeError, RecursionError, DataError) as error:
         raise DataError(f"{paths[0]}: not an index of a pack ({error}); build it again") from None
     return rows

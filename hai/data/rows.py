@@ -79,6 +79,12 @@ class Rows:
         self.group.append(group)
         self.source.append(source)
 
+    def forget(self) -> None:
+        """Let go of the columns; what is said of the source as a whole stays."""
+        self.path, self.file, self.group, self.source, self.video = [], [], [], [], []
+        self.image_id, self.place, self.label, self.split, self.score = [], [], [], [], []
+        self.stats, self.packed, self.comparisons = np.zeros((0, 2), dtype=np.int64), None, []
+
 
 def source_name(name: str, part: str) -> str:
     """Name a part of a source, such as one manipulation: `name/part`; the source itself if there is no part."""

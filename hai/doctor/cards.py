@@ -147,7 +147,9 @@ def check_cards(
         yield fine("GPU", "none: runs compute on the CPU")
         return
     shown, lost = visible_cards(cards, wanted)
-    if lost and lost != ["-1"]:
+    if lost and lost[0].startswith("MIG-"):
+        yield fine("GPU", f"CUDA_VISIBLE_DEVICES = {wanted}: a part of a divided card, whose memory is not known here")
+    elif lost and lost != ["-1"]:
         known = ", ".join(str(card.index) for card in cards)
         yield problem(
             "GPU",
@@ -157,7 +159,8 @@ def check_cards(
     elif not shown:
         text = f"CUDA_VISIBLE_DEVICES = {wanted!r} hides all {len(cards)} GPUs"
         yield warning("GPU", f"{text}: runs compute on the CPU", "unset CUDA_VISIBLE_DEVICES, or name one")
-    if wanted and order != "PCI_BUS_ID" and len({card.name for card in cards}) > 1:
+    is_numbered = any(name.strip().isdecimal() for name in (wanted or "").split(","))
+    if is_numbered and order != "PCI_BUS_ID" and len({card.name for card in cards}) > 1:
         text = (
             f"CUDA_VISIBLE_DEVICES = {wanted}: CUDA counts the fastest card first, not as nvidia-smi and this list do"
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hai.doctor.findings import Finding, fine, private, problem, tilde, warning
+from hai.launch.cluster import TOO_SLOW, wrong_address
 from hai.launch.room import Machine, machines_of
 from hai.masking import without_secrets
 from hai.types import Record
@@ -38,7 +39,10 @@ def check_ray() -> Iterator[Finding]:
         return
     yield from check_authentication()
     address = os.environ.get("RAY_ADDRESS")
-    if address and _place(address) is not None and not _answers(address):
+    if address and (reason := wrong_address(address)):
+        text, _, mend = reason.partition("; ")
+        yield problem("Ray", text, mend)
+    elif address and _place(address) is not None and not _answers(address):
         yield problem(
             "Ray", f"RAY_ADDRESS = {address}: nothing answers there",
             "start that cluster, or unset RAY_ADDRESS for one on this machine",
@@ -142,9 +146,9 @@ def join_cluster(limit_s: float = _JOIN_SECONDS) -> tuple[list[Finding], list[Ma
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         text = f"did not start or answer within {limit_s:.0f} s"
-        return [
-            problem("Ray", text, "look into the newest folder of /tmp/ray/session_latest/logs; end other programs")
-        ], []
+        if os.environ.get("RAY_ADDRESS", "local") == "local":
+            return [_slow(text)], []
+        return [problem("Ray", text, "look whether that cluster is well, or unset RAY_ADDRESS for one here")], []
     answer = _parse(said)
     if "machines" in answer:
         seconds = time.monotonic() - started
@@ -153,8 +157,16 @@ def join_cluster(limit_s: float = _JOIN_SECONDS) -> tuple[list[Finding], list[Ma
         told = "; ".join([*answer["said"], f"has {has}, took {seconds:.0f} s"])
         return [fine("Ray", told)], machines
     text = answer.get("error") or (trouble.strip().splitlines() or ["it ended without a word"])[-1]
+    if TOO_SLOW in str(text):
+        return [_slow(str(text).partition("; ")[0])], []
     text, _, mend = without_secrets(str(text)).rpartition("; ")
     return [problem("Ray", text or mend, mend if text else "see what Ray says: python -c 'import ray; ray.init()'")], []
+
+
+def _slow(text: str) -> Finding:
+    """Report that Ray took too long here, which a machine that is busy now need not do again."""
+    mend = "end other programs; if a run fails in the same way, look into /tmp/ray/session_latest/logs"
+    return warning("Ray", text, mend)
 
 
 def _parse(said: str) -> dict[str, Any]:

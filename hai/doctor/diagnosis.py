@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hai.config.load import load_config
 from hai.config.schema import RunConfig
+from hai.config.sweep import is_sweep, load_sweep
 from hai.data.kaggle import is_kaggle
 from hai.data.remote import is_url
 from hai.doctor.advice import Advice, advise
@@ -65,7 +66,7 @@ def diagnose(
     """Look at everything that a run needs.
 
     Args:
-        config: YAML file of a run, whose data, storage, scale and memory are looked at too.
+        config: YAML file of a run, or of a sweep, of whose base data, storage, scale and memory are looked at too.
         overrides: `key=value`, as for `train`.
         storage: folder or URL of runs; default: the config's, HAI_STORAGE, else runs/.
         quick: start neither torch nor Ray, work no memory out, and ask no service but the storage.
@@ -88,8 +89,9 @@ def diagnose(
     run: RunConfig | None = None
     if config is not None:
         try:
-            run = load_config(config, overrides)
-            take([fine("config", without_secrets(f"{config}: {run.task}, {run.model.name}"))])
+            run = load_sweep(config, overrides).base if is_sweep(config) else load_config(config, overrides)
+            kind = f"base of a {run.task} sweep" if is_sweep(config) else run.task
+            take([fine("config", without_secrets(f"{config}: {kind}, {run.model.name}"))])
         except HaiError as error:
             take(from_error("config", error))
     machines = [Machine(num_cpus(), len(shown) if works else 0)]

@@ -148,7 +148,7 @@ def _input(trained: Trained) -> str:
             f" From a probability of {fitted.threshold:.3f}{interval} an image is called fake, and logits are divided "
             f"by the temperature {fitted.temperature:.3f}; both were fitted to the validation split."
         )
-    if keeps_backbone_outside(trained):
+    if keeps_backbone_outside(trained.config):
         text += (
             f" The repository holds what was learned; the backbone `{trained.config.model.name}` is fetched from where "
             "it is published."

@@ -10,7 +10,7 @@ from hai.models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from hai.types import LABELS, Record
 
 if TYPE_CHECKING:
-    from hai.config.schema import ModelConfig
+    from hai.config.schema import ModelConfig, RunConfig
     from hai.trained import Trained
 
 __all__ = ["Origin", "keeps_backbone_outside", "model_facts", "origin_of", "trained_checkpoint"]
@@ -38,11 +38,11 @@ def trained_checkpoint(trained: Trained) -> Record:
     return exported
 
 
-def keeps_backbone_outside(trained: Trained) -> bool:
-    """Say whether the checkpoint holds only what learned, and the backbone's published weights are needed beside it."""
-    model = trained.config.model
+def keeps_backbone_outside(config: RunConfig) -> bool:
+    """Say whether a checkpoint holds only what learned, and the backbone's published weights are needed beside it."""
+    model = config.model
     partly = model.freeze_backbone or model.train_blocks is not None or model.lora_rank is not None
-    return trained.config.task == "ranker" and partly and model.pretrained is not False
+    return config.task == "ranker" and partly and model.pretrained is not False
 
 
 def model_facts(trained: Trained) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,20 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hai.checkpoint.format import MANIFEST, write_checkpoint
-from hai.checkpoint.records import CONFIG, save_json, save_text
+from hai.checkpoint.records import CONFIG, load_json, save_json, save_text
 from hai.config.load import show_config
 from hai.config.schema import CheckpointConfig, LoggingConfig, RunConfig, ScaleConfig
 from hai.errors import ConfigError
-from hai.export.facts import model_facts, trained_checkpoint
+from hai.export.facts import keeps_backbone_outside, model_facts, trained_checkpoint
 from hai.types import Record
 
 if TYPE_CHECKING:
     from hai.trained import Trained
 
-__all__ = ["FACTS", "check_folder", "served_config", "write_folder"]
+__all__ = ["FACTS", "check_folder", "edited_text", "served_config", "write_folder"]
 
 FACTS: Final = "config.json"
 """What other programs read; hai itself reads run.yaml and state.json."""
+
+_WRITTEN: Final = "written"
+"""What FACTS says of texts besides: their hashes, which tell whether people have changed them."""
 
 _TRAINING_ONLY: Final = (
     "evaluations",
@@ -70,7 +74,8 @@ def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None
         folder = Path(room) / "export"
         write_checkpoint(folder, trained.model.state_dict(), {}, meta)
         save_text(folder / CONFIG, show_config(served_config(trained.config)))
-        save_json(folder / FACTS, model_facts(trained))
+        ours = {name: _hash(text) for name, text in (texts or {}).items() if text != edited_text(target, name)}
+        save_json(folder / FACTS, model_facts(trained) | ({_WRITTEN: ours} if ours else {}))
         for name, text in (texts or {}).items():
             save_text(folder / name, text)
         if target.exists():
@@ -80,14 +85,31 @@ def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None
     return sum(path.stat().st_size for path in target.iterdir())
 
 
+def edited_text(target: Path, name: str) -> str | None:
+    """Return a text of an earlier export that somebody has changed since; None: there is none, or it is as written."""
+    written = (load_json(target / FACTS) or {}).get(_WRITTEN, {})
+    try:
+        text = (target / name).read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if written.get(name) != _hash(text) else None
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
 def served_config(config: RunConfig) -> RunConfig:
-    """Keep what serving and a reader need: sources by name alone, no storage, no machine's settings."""
-    data = config.data
+    """Keep what serving and a reader need: sources and weights by name alone, no storage, no machine's settings."""
+    data, model = config.data, config.model
+    if isinstance(model.pretrained, str) and not keeps_backbone_outside(config):
+        model = model.model_copy(update={"pretrained": Path(model.pretrained).name})
     sources = [source.model_copy(update={"path": source.name, "image_dir": None}) for source in data.sources]
     return config.model_copy(
         update={
             "storage": None,
             "data": data.model_copy(update={"sources": sources, "embedding_cache": None, "num_threads": None}),
+            "model": model,
             "checkpoint": CheckpointConfig(),
             "scale": ScaleConfig(),
             "logging": LoggingConfig(),

@@ -109,13 +109,18 @@ def _write_folder(
     from hai.console import shown_bytes
     from hai.export.card import CARD, model_card
     from hai.export.facts import keeps_backbone_outside
-    from hai.export.folder import write_folder
+    from hai.export.folder import edited_text, write_folder
     from hai.export.hub import push as push_folder
 
-    texts = {CARD: model_card(trained, push or f"OWNER/{target.name}", license)} if format == "hub" else {}
+    texts = {}
+    if format == "hub":
+        edited = edited_text(target, CARD)
+        texts[CARD] = edited or model_card(trained, push or f"OWNER/{target.name}", license)
+        if edited:
+            print(f"kept {target / CARD}, which was changed by hand; delete it to have it written anew")
     size = write_folder(trained, target, texts)
     print(f"wrote {target}: {what}, {shown_bytes(size)}; the folder is a --checkpoint")
-    if keeps_backbone_outside(trained):
+    if keeps_backbone_outside(trained.config):
         print(f"note: its backbone {trained.config.model.name} is not inside and is taken from where training took it")
     if push:
         print(f"pushed: {push_folder(target, push, public=public)}")

@@ -9,12 +9,16 @@ from typing import Any
 
 from hai.config.schema import RunConfig
 from hai.console import shown
+from hai.masking import without_secrets
 from hai.sweep.folder import TRIALS, SweepFolder
 from hai.sweep.records import TrialRecord, best_trial, trials_csv
 from hai.sweep.strategy import Job, Outcome, Strategy
 from hai.types import Record
 
 __all__ = ["Board", "params_text"]
+
+
+_UNKNOWN = "its process has died again and again; most likely memory has run out"
 
 
 class Board:
@@ -48,9 +52,11 @@ class Board:
         self._troubles: dict[int, str] = {}
         self._unsaved = False
         self._trials: dict[int, TrialRecord] = {}
-        for trial in folder.load_trials():
-            status = "pending" if trial.status == "running" else trial.status
-            self._trials[trial.number] = replace(trial, status=status)
+        known = folder.load_trials()
+        for before, trial in zip(known, strategy.reopened(known), strict=True):
+            self._trials[trial.number] = trial
+            if before.status == "failed" and trial.status == "pending":
+                say(f"trial {trial.number} failed ({_reason(before)}); trying it again")
 
     @property
     def trials(self) -> list[TrialRecord]:
@@ -59,9 +65,9 @@ class Board:
             return [self._trials[number] for number in sorted(self._trials)]
 
     @property
-    def num_running(self) -> int:
-        """Count the trials that somebody trains."""
-        return sum(trial.status == "running" for trial in self.trials)
+    def running(self) -> set[int]:
+        """Return the numbers of the trials that are handed out."""
+        return {trial.number for trial in self.trials if trial.status == "running"}
 
     def stop(self) -> None:
         """Hand out no more."""
@@ -70,7 +76,12 @@ class Board:
     def is_over(self) -> bool:
         """Say whether nothing runs and nothing will."""
         with self._lock:
-            return self.num_running == 0 and (self._stopped or self._strategy.next_job(self.trials) is None)
+            return not self.running and (self._stopped or self._strategy.next_job(self.trials) is None)
+
+    def has_more(self) -> bool:
+        """Say whether there is work left that was not handed out or not ended, as after a stop."""
+        with self._lock:
+            return bool(self.running) or self._strategy.next_job(self.trials) is not None
 
     def take(self, shaped: Callable[[RunConfig], RunConfig]) -> Record | None:
         """Hand out the next piece of work as JSON; None where there is none now.
@@ -103,13 +114,21 @@ class Board:
 
     def note_trouble(self, number: int, text: str) -> None:
         """Remember what went wrong in a trial that will be started again, in case that does not help."""
+        text = without_secrets(text)
         self._troubles[number] = text
+        with self._lock:
+            trial = self._trials[number]
+            if trial.status == "failed" and trial.error == _UNKNOWN:  # its end was quicker than this letter
+                self._trials[number] = replace(trial, error=text)
+                self._save()
+                self._say(f"trial {number}: {text.splitlines()[0]}")
+                return
         self._say(f"trial {number}: {text.splitlines()[0]}; starting it again from its newest checkpoint")
 
     def failed(self, number: int) -> None:
         """Note that a trial has failed for good."""
-        text = self._troubles.get(number, "its process has died again and again; most likely memory has run out")
-        self.ended(number, {"status": "failed", "error": text})
+        text = self._troubles.get(number, _UNKNOWN)
+        self.ended(number, {"status": "failed", "error": text, "may_retry": True})
 
     def progress(self) -> Record:
         """Say how far the sweep is, for people."""
@@ -122,7 +141,7 @@ class Board:
         return {
             "ended": ended,
             "total": self._strategy.num_trials + base + more,
-            "running": self.num_running,
+            "running": len(self.running),
             "best": found,
         }
 
@@ -161,9 +180,13 @@ def params_text(params: Mapping[str, Any]) -> str:
 def _line(trial: TrialRecord, metric: str, params: str) -> str:
     name = f"trial {trial.number}" + (" (the base)" if trial.number == 0 else "")
     if trial.status == "failed":
-        return f"{name}: failed: {trial.error.splitlines()[0] if trial.error else 'for an unknown reason'}; {params}"
+        return f"{name}: failed: {_reason(trial)}; {params}"
     if trial.status == "pending":
         return f"{name}: saved at step {trial.step}"
     value = "no value yet" if trial.value is None else f"{metric} {trial.value:.4f}"
     going = "" if trial.status == "finished" else ", paused"
     return f"{name}: {value} at step {trial.step}{going}, {trial.seconds:.0f} s; {params}"
+
+
+def _reason(trial: TrialRecord) -> str:
+    return trial.error.splitlines()[0] if trial.error else "for an unknown reason"

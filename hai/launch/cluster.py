@@ -13,7 +13,18 @@ from typing import Any
 
 from hai.errors import ConfigError
 
-__all__ = ["connected", "is_on_loopback", "keep_token", "live_address", "start_local"]
+__all__ = [
+    "TOO_SLOW",
+    "connected",
+    "is_on_loopback",
+    "keep_token",
+    "live_address",
+    "start_local",
+    "wrong_address",
+]
+
+TOO_SLOW = "Ray did not start"
+"""How the error begins that says that this machine was too slow."""
 
 _CHECK_SECONDS = 2.0
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": loopback is the only address, which is Ray's way on a Mac
@@ -56,6 +67,8 @@ def connected(say: Callable[[str], None]) -> Iterator[Any]:
         yield ray
         return
     named = os.environ.get("RAY_ADDRESS")
+    if named and (reason := wrong_address(named)):
+        raise ConfigError(reason)
     address = named if named and named != "local" else None if named else live_address(say)
     if address:
         say(f"using the Ray cluster at {address}")
@@ -75,10 +88,23 @@ def connected(say: Callable[[str], None]) -> Iterator[Any]:
         ray.shutdown()
 
 
+def wrong_address(address: str) -> str:
+    """Say why a value of RAY_ADDRESS names no cluster that can be joined; "" where nothing is known against it."""
+    if not address.startswith(("http://", "https://")):
+        return ""
+    return (
+        f"RAY_ADDRESS = {address}: is where `ray job submit` sends jobs, no cluster to join; unset RAY_ADDRESS to "
+        "compute on this machine, or submit: ray job submit --working-dir . -- python ray_jobs/train.py ..."
+    )
+
+
 def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None:
     """Start a cluster of this machine's own and connect to it; it ends with this process or `ray.shutdown`.
 
     It listens on loopback only, and asks for the token in `~/.ray/auth_token` unless RAY_AUTH_MODE says otherwise.
+
+    Raises:
+        ConfigError: the machine is too busy.
     """
     ray = _import_ray()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # it would have nowhere to go
@@ -90,9 +116,14 @@ def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None
             break
         except Exception as error:  # Ray waits 30 s for its own processes, which a busy small machine exceeds
             ray.shutdown()
-            if "timed out during startup" not in str(error) or not tries_left:
+            if "timed out during startup" not in str(error):
                 raise
-            say("Ray did not start within its 30 s; trying again")
+            if not tries_left:
+                raise ConfigError(
+                    f"{TOO_SLOW} within its 30 s, three times; end other programs on this machine and run the command "
+                    "again; scale.launcher=in_process does without Ray"
+                ) from error
+            say(f"{TOO_SLOW} within its 30 s; trying again")
 
 
 def is_on_loopback() -> bool:

@@ -154,16 +154,20 @@ def _attend(
     fitting.start()
     summary: Record | None = None
     error: list[str] | None = None
-    asked, deadline = 0, float("inf")
+    asked, deadline, is_heard = 0, float("inf"), False
     patience = time.monotonic() + _PATIENCE_SECONDS
     while True:
         ended = not fitting.is_alive() or time.monotonic() > deadline
         if request() != asked:
             asked = request()
             mailbox.ask.remote(asked)
+            if not is_heard:  # workers that wait for a machine would not hear that they are to stop
+                deadline = time.monotonic() + _GRACE_SECONDS
         letters = ray.get(mailbox.take.remote())
         if letters:
             patience = float("inf")
+            if not is_heard and error is None:
+                is_heard, deadline = True, float("inf")
         elif time.monotonic() > patience:
             say("still waiting for the workers to start: for others to be done, or for machines that are being started")
             patience = float("inf")
@@ -183,6 +187,9 @@ def _attend(
         raise _hai_error(*error)
     if failure:
         raise failure[0]
+    if summary is None and asked and not is_heard:
+        say("no worker had started yet; nothing was changed")
+        summary = {"status": "interrupted", "step": 0}
     if summary is None:
         raise RuntimeError("the workers ended without a summary")
     return Outcome(str(summary["status"]), summary)

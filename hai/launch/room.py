@@ -1,4 +1,4 @@
-"""How many workers of which size fit on the machines of a cluster, also on those that it may still start."""
+"""How many workers of which size, or trials of a sweep, fit on the machines of a cluster and those it may start."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hai.config.schema import ScaleConfig
+from hai.config.sweep import SweepSettings
 from hai.errors import ConfigError
 
-__all__ = ["GROWS_TO", "Group", "Machine", "machines_of", "num_workers_in", "plan_group", "shared_cpus"]
+__all__ = [
+    "GROWS_TO",
+    "Group",
+    "Machine",
+    "Room",
+    "machines_of",
+    "num_workers_in",
+    "plan_group",
+    "room_for",
+    "shared_cpus",
+]
 
 GROWS_TO = "HAI_GROWS_TO"
 _KIND = re.compile(r"(?P<count>\d+) +CPU=(?P<cpus>\d+)(?: +GPU=(?P<gpus>\d+))?")
@@ -46,17 +57,22 @@ def machines_of(nodes: Iterable[Mapping[str, Any]], environment: Mapping[str, st
     return list(machines.elements())
 
 
-def num_workers_in(machines: Iterable[Machine], cpus: int, *, use_gpu: bool) -> int:
-    """Count the workers of so many CPUs, and one GPU each if `use_gpu`, that fit; none spans two machines."""
-    return sum(min(machine.cpus // cpus, machine.gpus if use_gpu else machine.cpus) for machine in machines)
+def num_workers_in(machines: Iterable[Machine], cpus: int, gpus: float) -> int:
+    """Count the workers of so many CPUs and GPUs, or parts of one, that fit; none spans two machines."""
+    return sum(_num_on(machine, cpus, gpus) for machine in machines)
 
 
-def shared_cpus(machines: list[Machine], least: int, most: int, *, use_gpu: bool) -> int:
+def _num_on(machine: Machine, cpus: int, gpus: float) -> int:
+    fits = machine.cpus // cpus
+    return min(fits, int((machine.gpus + 1e-6) // gpus)) if gpus else fits  # three thirds are one
+
+
+def shared_cpus(machines: list[Machine], least: int, most: int, gpus: float) -> int:
     """Return the most CPUs that each worker can have so that `most` of them fit, or else as many as do, or else 1."""
     sizes = range(max((machine.cpus for machine in machines), default=0), 0, -1)
-    for count in range(min(most, num_workers_in(machines, 1, use_gpu=use_gpu)), least - 1, -1):
+    for count in range(min(most, num_workers_in(machines, 1, gpus)), least - 1, -1):
         for cpus in sizes:
-            if num_workers_in(machines, cpus, use_gpu=use_gpu) >= count:
+            if num_workers_in(machines, cpus, gpus) >= count:
                 return cpus
     return 1
 
@@ -90,8 +106,8 @@ def plan_group(scale: ScaleConfig, machines: list[Machine]) -> Group:
             f"{asked}: the cluster has {num_gpus} GPUs; ask for fewer workers, set scale.use_gpu=false, or, if it "
             f"starts machines by itself, say in {GROWS_TO} which"
         )
-    cpus = scale.cpus_per_worker or shared_cpus(machines, least, most, use_gpu=use_gpu)
-    room = num_workers_in(machines, cpus, use_gpu=use_gpu)
+    cpus = scale.cpus_per_worker or shared_cpus(machines, least, most, gpus=use_gpu)
+    room = num_workers_in(machines, cpus, gpus=use_gpu)
     if least > room:
         raise ConfigError(
             f"scale.num_workers = {scale.num_workers} with {cpus} CPUs each: the cluster has {num_cpus} CPUs, room for "
@@ -99,3 +115,62 @@ def plan_group(scale: ScaleConfig, machines: list[Machine]) -> Group:
             f"machines by itself, say in {GROWS_TO} which"
         )
     return Group(least, most, cpus, use_gpu)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a trial of a sweep gets, and how many trials fit at once.
+
+    Args:
+        workers: processes of a trial.
+        cpus: of a worker.
+        gpus: of a worker.
+        trials: at once.
+    """
+
+    workers: int
+    cpus: int
+    gpus: float
+    trials: int
+
+    def __str__(self) -> str:
+        each = f"{self.gpus:g} GPU and {self.cpus} CPU" if self.gpus else f"{self.cpus} CPU"
+        workers = f"{self.workers} workers with {each} each" if self.workers > 1 else f"{each} each"
+        return f"{self.trials} trial{'' if self.trials == 1 else 's'} at once, {workers}"
+
+
+def room_for(settings: SweepSettings, scale: ScaleConfig, machines: list[Machine]) -> Room:
+    """Work out how trials share a cluster so that each can start whole and none waits for ever.
+
+    Args:
+        settings: of the sweep.
+        scale: of the base config: `use_gpu` and `cpus_per_worker` count.
+        machines: that the cluster has or starts by itself; a worker lies on one of them.
+
+    Raises:
+        ConfigError: not even one trial fits.
+    """
+    num_gpus, num_cpus = sum(machine.gpus for machine in machines), sum(machine.cpus for machine in machines)
+    use_gpu = num_gpus > 0 if scale.use_gpu is None else scale.use_gpu
+    workers = settings.workers_per_trial
+    gpus = (1.0 if settings.gpus_per_worker is None else settings.gpus_per_worker) if use_gpu else 0.0
+    if workers > 1 and gpus not in (0.0, 1.0):
+        raise ConfigError(
+            f"sweep.gpus_per_worker = {gpus:g} with sweep.workers_per_trial = {workers}: the workers of one trial have "
+            "a GPU each; set one of the two to 1"
+        )
+    cpus = settings.cpus_per_worker or scale.cpus_per_worker or 1
+    if gpus and not (settings.cpus_per_worker or scale.cpus_per_worker):
+        trials = sum(int((machine.gpus + 1e-6) // gpus) for machine in machines) // workers
+        most = min(trials, settings.max_concurrent or trials) * workers
+        cpus = shared_cpus(machines, workers, most, gpus)
+    trials = num_workers_in(machines, cpus, gpus) // workers
+    if trials == 0:
+        kind = f"{gpus:g} GPU and {cpus} CPU" if gpus else f"{cpus} CPU"
+        raise ConfigError(
+            f"sweep.workers_per_trial = {workers} with {kind} each: the cluster has {num_gpus} GPUs and {num_cpus} "
+            f"CPUs on {len(machines)} machine{'' if len(machines) == 1 else 's'}; lower sweep.workers_per_trial, "
+            "sweep.cpus_per_worker or sweep.gpus_per_worker, set scale.use_gpu=false, or, if it starts machines by "
+            f"itself, say in {GROWS_TO} which"
+        )
+    return Room(workers, cpus, gpus, min(trials, settings.max_concurrent or trials))

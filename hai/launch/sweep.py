@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hai.checkpoint.owner import Owner
-from hai.checkpoint.records import REPORT
 from hai.checkpoint.remote import check_storage, locate
 from hai.config.compare import compare_configs
 from hai.config.fields import config_fields
-from hai.config.load import config_from_yaml_text, config_with, show_config
+from hai.config.load import config_from_yaml_text, config_with
 from hai.config.schema import RunConfig
 from hai.config.sweep import Sweep, show_sweep, sweep_changes
 from hai.config.text import dump_yaml, parse_yaml
-from hai.errors import ConfigError, DataError, HaiError
+from hai.errors import ConfigError, HaiError, StorageError
 from hai.launch.bar import SweepBar
 from hai.launch.board import Board, params_text
 from hai.launch.plan import Plan, located
+from hai.launch.sweep_results import Results
 from hai.launch.train import read_data
 from hai.masking import masked
 from hai.provenance import provenance
-from hai.sweep.folder import BEST_CONFIG, SWEEP, SweepFolder
-from hai.sweep.records import SweepRecord, TrialRecord, best_trial
+from hai.sweep.folder import SWEEP, SweepFolder
+from hai.sweep.records import best_trial
 from hai.sweep.space import combinations, draw
 from hai.sweep.strategy import Strategy, Suggest
 from hai.sweep.suggest import check_optuna, suggest
 from hai.types import Record
 
 if TYPE_CHECKING:
-    from hai.launch.tune import Room
+    from hai.launch.room import Room
     from hai.tasks.base import Datasets, Task
 
 __all__ = ["run_sweep"]
 
 _INTERRUPTED = 3
-_SHOWN = 5
+_MOST_REASONS = 3
 
 
 def run_sweep(sweep: Sweep, *, name: str, storage: str) -> int:
@@ -70,6 +70,12 @@ def run_sweep(sweep: Sweep, *, name: str, storage: str) -> int:
             folder = SweepFolder(location, attempt, bar.say)
             try:
                 return _carry_out(asked, sweep, folder, f"{storage}/{name}", task, datasets, bar)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise StorageError(
+                    f"{folder.path}: {error.strerror}; what is saved stays; make room and run the same command"
+                ) from error
             finally:
                 folder.close()
         finally:
@@ -94,7 +100,7 @@ def _check_combinations(sweep: Sweep) -> None:
     """Refuse values that do not go together before the first trial starts, where they are known by then."""
     settings = sweep.settings
     tried = (
-        combinations(sweep.space)[: settings.num_trials]
+        combinations(sweep.space, settings.num_trials)
         if settings.searcher == "grid"
         else [draw(sweep.space, settings.seed, number + 1) for number in range(settings.num_trials or 0)]
     )
@@ -112,9 +118,9 @@ def _carry_out(
     asked: Sweep, sweep: Sweep, folder: SweepFolder, place: str, task: Task, datasets: Datasets, bar: SweepBar
 ) -> int:
     name = place.rpartition("/")[2]
-    _refuse_changes(folder, sweep, name)
-    metric = sweep.settings.metric or task.metric
-    common = {"storage": f"{place}/trials", "provenance": provenance()}
+    metric = _metric(sweep, task)
+    _refuse_changes(folder, sweep, name, datasets.identity)
+    common: Record = {"storage": f"{place}/trials", "provenance": provenance()}
     strategy = Strategy(sweep, _epochs(sweep.base, datasets), _suggest_for(sweep))
     board = Board(
         strategy, folder, metric=metric, mode=sweep.settings.mode, keys=list(sweep.space), common=common, say=bar.say
@@ -123,31 +129,49 @@ def _carry_out(
         done = sum(trial.status in ("finished", "stopped", "failed") for trial in board.trials)
         bar.say(f"going on with sweep {name}: {len(board.trials)} trials are known, {done} of them need nothing now")
     known = {trial.number: trial.step for trial in board.trials}
-    _summarise(folder, sweep, board, metric, place, common, "running")
+    results = Results(
+        folder, sweep, board, metric=metric, place=place, provenance=common["provenance"], say=bar.say
+    )  # fmt: skip
+    results.save("running")
     try:
-        signal = _train(board, sweep, task, bar)
+        if _train(board, sweep, task, bar):
+            results.save("interrupted")
+            bar.say(f"stopped with everything saved, {len(board.trials)} trials known; run the same command to go on")
+            return _INTERRUPTED
+        best = best_trial(board.trials, sweep.settings.mode)
+        if best is None:
+            raise ConfigError("\n".join([f"sweep {name}: no trial has a value", *_reasons(board)]))
+        status = "interrupted" if board.has_more() else "finished"
+        if status == "interrupted":
+            bar.say("the time limit has come before the end; run the same command to go on")
+        elif {trial.number: trial.step for trial in board.trials} == known:
+            bar.say(f"sweep {name} is finished; raise sweep.num_trials to go on with it, --name NAME starts another")
+        results.save_best(asked, best)
+        results.send_best(best)
+        test = results.measure(best)
     except BaseException:
-        _summarise(folder, sweep, board, metric, place, common, "interrupted")
+        results.save("interrupted")
         raise
-    if signal:
-        _summarise(folder, sweep, board, metric, place, common, "interrupted")
-        bar.say(f"stopped with everything saved, {len(board.trials)} trials are known; run the same command to go on")
-        return _INTERRUPTED
-    best = best_trial(board.trials, sweep.settings.mode)
-    if best is None:
-        reasons = [f"trial {trial.number}: {trial.error}" for trial in board.trials if trial.error][:3]
-        raise ConfigError("\n".join([f"sweep {name}: no trial has a value", *reasons]))
-    if {trial.number: trial.step for trial in board.trials} == known:
-        bar.say(f"sweep {name} is finished; raise sweep.num_trials to go on with it, --name NAME starts another")
-    chosen = asked.base if _is_base(best, sweep) else config_with(asked.base, best.params, "space")
-    chosen = chosen.model_copy(update={"name": None, "storage": None})
-    head = f"# Trial {best.number} of the sweep {name}: {metric} {best.value:.4f} on val. Train it again:\n"
-    command = f"#   hai train --config {BEST_CONFIG} --name {name}-best\n\n"
-    folder.save_text(BEST_CONFIG, head + command + show_config(chosen))
-    test = _measure(folder, sweep, board, best, place, bar)
-    record = _summarise(folder, sweep, board, metric, place, common, "finished", test)
-    _tell(record, best, place, bar)
+    results.tell(results.save(status, test), best)
     return 0
+
+
+def _reasons(board: Board) -> list[str]:
+    """Say why no trial has a value: what failed, or that the time was too short."""
+    failed = [f"trial {trial.number}: {trial.error}" for trial in board.trials if trial.error][:_MOST_REASONS]
+    return failed or ["the time limit came before the first evaluation; run the same command to go on, or raise it"]
+
+
+def _metric(sweep: Sweep, task: Task) -> str:
+    """Return the metric that trials are compared by; raises ConfigError where they would not have it."""
+    from hai.metrics import LESS_IS_BETTER
+
+    metric, known = sweep.settings.metric or task.metric, task.metric_names()
+    if metric not in known:
+        raise ConfigError(f"sweep.metric = {metric}; evaluations have {', '.join(sorted(known))}")
+    if sweep.settings.mode == "max" and metric.partition("/")[0].removeprefix("video_") in LESS_IS_BETTER:
+        raise ConfigError(f"sweep.mode = max; of {metric} less is better; set sweep.mode=min")
+    return metric
 
 
 def _epochs(base: RunConfig, datasets: Datasets) -> float:
@@ -166,11 +190,12 @@ def _suggest_for(sweep: Sweep) -> Suggest | None:
     return lambda trials, number: suggest(sweep.space, trials, seed=settings.seed, number=number, mode=settings.mode)
 
 
-def _refuse_changes(folder: SweepFolder, sweep: Sweep, name: str) -> None:
+def _refuse_changes(folder: SweepFolder, sweep: Sweep, name: str, identity: str) -> None:
     """Compare with the sweep that the folder holds; raises ConfigError with every line that may not change."""
-    shown: Record = {"base": masked(sweep.base.model_dump(mode="python")), **show_sweep(sweep)}
+    base_now = masked(sweep.base.model_dump(mode="python"))
+    shown: Record = {"data_identity": identity, "base": base_now, **show_sweep(sweep)}
     text = folder.load_text(SWEEP)
-    if text is not None:
+    if text is not None and folder.load_trials():  # before the first trial there is nothing to keep to
         old, problems = parse_yaml(text, str(folder.path / SWEEP))
         if not isinstance(old, dict) or problems:
             raise ConfigError("\n".join(problems) or f"{folder.path / SWEEP}: is no sweep; put back what was there")
@@ -182,6 +207,11 @@ def _refuse_changes(folder: SweepFolder, sweep: Sweep, name: str) -> None:
             if not change.allowed or fields.get(change.field, {}).get("resume") == "raise"
         ]
         changes += sweep_changes(old, shown)
+        if old.get("data_identity", identity) != identity:
+            changes.append(
+                f"data: the sweep has {str(old['data_identity'])[:12]}..., the sources now give {identity[:12]}...; "
+                "trials are compared on the same images, labels, groups and splits"
+            )
         if changes:
             raise ConfigError("\n".join([*changes, f"sweep {name} keeps these; --name NAME starts another sweep"]))
     folder.save_text(SWEEP, dump_yaml(shown))
@@ -234,7 +264,7 @@ def _train_here(board: Board, sweep: Sweep, task: Task, time_left: Callable[[], 
     import torch
 
     from hai.launch.signals import StopSignals
-    from hai.launch.trial import train_trial
+    from hai.launch.trial import failure, telling, train_trial
     from hai.types import STOP
 
     use_gpu = sweep.base.scale.use_gpu
@@ -249,103 +279,9 @@ def _train_here(board: Board, sweep: Sweep, task: Task, time_left: Callable[[], 
         while not request() and (job := board.take(lambda config: config)) is not None:
             bar.show(board.progress())
             try:
-                outcome = train_trial(job, num_workers=1, on_gpu=on_gpu, request=request, say=lambda _: None)
+                say = telling(int(job["number"]), bar.say)
+                outcome = train_trial(job, num_workers=1, on_gpu=on_gpu, request=request, say=say)
             except HaiError as error:
-                outcome = {"status": "failed", "error": str(error)}
+                outcome = failure(error)
             board.ended(int(job["number"]), outcome)
         return signals.request
-
-
-# The end
-
-
-def _is_base(trial: TrialRecord, sweep: Sweep) -> bool:
-    return trial.number == 0 and sweep.settings.include_base
-
-
-def _measure(
-    folder: SweepFolder, sweep: Sweep, board: Board, best: TrialRecord, place: str, bar: SweepBar
-) -> dict[str, Any]:
-    """Measure the best trial and the base on test; what was measured before is not measured again."""
-    if not sweep.settings.evaluate_test:
-        return {}
-    from hai.evaluation import evaluate_checkpoint
-
-    before = folder.load_summary().get("test") or {}
-    base = next((trial for trial in board.trials if _is_base(trial, sweep) and trial.value is not None), None)
-    found: dict[str, Any] = {}
-    for role, trial in (("best", best), ("default", base)):
-        if trial is None:
-            continue
-        known = [one for one in (*found.values(), *before.values()) if one.get("trial") == [trial.id, trial.step]]
-        if known:
-            found[role] = known[0]
-            continue
-        bar.say(f"measuring trial {trial.number} on the test split")
-        try:
-            record = evaluate_checkpoint(f"{place}/{trial.folder}", None, split="test", quiet=True)
-        except DataError as error:
-            bar.say(f"{error}; nothing is measured on test")
-            return {}
-        found[role] = {**record, "trial": [trial.id, trial.step]}
-    return found
-
-
-def _summarise(
-    folder: SweepFolder, sweep: Sweep, board: Board, metric: str, place: str, common: Record, status: str,
-    test: dict[str, Any] | None = None,
-) -> SweepRecord:  # fmt: skip
-    """Write summary.json and the page."""
-    from hai.report.sweep import render_sweep
-
-    trials, origin = board.trials, common["provenance"]
-    best = best_trial(trials, sweep.settings.mode)
-    record = SweepRecord(
-        name=place.rpartition("/")[2],
-        task=sweep.base.task,
-        metric=metric,
-        mode=sweep.settings.mode,
-        space={key: entry.to_yaml() for key, entry in sweep.space.items()},
-        trials=trials,
-        best=best.id if best is not None else "",
-        test=folder.load_summary().get("test", {}) if test is None else test,
-        command=origin["command"],
-        provenance=origin,
-    )
-    counts = {kind: sum(trial.status == kind for trial in trials) for kind in ("finished", "stopped", "failed")}
-    summary: Record = {
-        "status": status,
-        "task": f"{record.task} sweep",
-        "name": record.name,
-        "step": sum(trial.step for trial in trials),
-        "num_trials": len(trials),
-        **{f"num_{kind}": count for kind, count in counts.items()},
-        "best": None,
-        "test": record.test,
-        **origin,
-    }
-    if best is not None:
-        summary["best"] = {
-            "metric": metric, "value": best.value, "step": best.step, "checkpoint": best.folder,
-            "trial": best.number, "id": best.id, "params": best.params,
-        }  # fmt: skip
-    folder.save_summary(summary)
-    if status != "running":
-        with suppress(OSError):  # a full disk: a page must never cost a sweep
-            folder.save_text(REPORT, render_sweep(record))
-    return record
-
-
-def _tell(record: SweepRecord, best: TrialRecord, place: str, bar: SweepBar) -> None:
-    sign = 1 if record.mode == "max" else -1
-    valued = [trial for trial in record.trials if trial.value is not None]
-    for trial in sorted(valued, key=lambda trial: (-sign * (trial.value or 0.0), trial.number))[:_SHOWN]:
-        bar.say(f"  {record.metric} {trial.value:.4f}  trial {trial.number}: {params_text(trial.params)}")
-    bar.say(f"best {record.metric} {best.value:.4f} on val, trial {best.number}: {place}/{best.folder}")
-    for role, label in (("best", f"trial {best.number}"), ("default", "the base")):
-        found = record.test.get(role, {}).get("metrics", {}).get(record.metric)
-        if found is not None and found["value"] is not None:
-            interval = f" (95 % interval {found['low']:.4f} to {found['high']:.4f})" if found["low"] is not None else ""
-            bar.say(f"on test {label}: {record.metric} {found['value']:.4f}{interval}, n = {record.test[role]['n']}")
-    bar.say(f"best config: {place}/{BEST_CONFIG}")
-    bar.say(f"report: {place}/{REPORT}")

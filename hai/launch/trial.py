@@ -13,12 +13,13 @@ from hai.checkpoint.reach import reach
 from hai.checkpoint.records import METRICS, parse_records
 from hai.checkpoint.remote import Location, locate
 from hai.config.schema import RunConfig
-from hai.errors import CheckpointError, ConfigError
+from hai.errors import CheckpointError, ConfigError, HaiError, NonFiniteError
 from hai.launch.plan import Plan
 from hai.types import Record
 
-__all__ = ["train_trial"]
+__all__ = ["failure", "telling", "train_trial"]
 
+_TOLD = ("refused checkpoint", "storage: not on", "memory has run out", "step ")  # a step: it was not finite
 _PATIENCE_SECONDS = 30.0  # a process that was killed a moment ago may still hold the folder
 
 
@@ -76,6 +77,25 @@ def train_trial(
         "history": [[step, value] for step, _, value in evaluations],
         "error": "",
     }
+
+
+def telling(number: int, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return what takes a trial's lines and passes on those that a sweep's user must hear; its log has them all."""
+
+    def tell(line: str) -> None:
+        if line.startswith(_TOLD):
+            say(f"trial {number}: {line}")
+
+    return tell
+
+
+def failure(error: HaiError) -> Record:
+    """Write an error as the outcome of a piece.
+
+    Only of NaN and Inf the trial's values are the cause for certain. Anything else, such as weights that could not be
+    fetched or memory that ran out, may be mended when the sweep goes on.
+    """
+    return {"status": "failed", "error": str(error), "may_retry": not isinstance(error, NonFiniteError)}
 
 
 def _train_here(plan: Plan, on_gpu: bool, request: Callable[[], int], say: Callable[[str], None]) -> Record:

@@ -13,26 +13,28 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, cast
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from hai.config.schema import RunConfig, ScaleConfig
+from hai.config.schema import RunConfig
 from hai.config.sweep import SweepSettings
-from hai.errors import ConfigError, HaiError
+from hai.errors import HaiError
 from hai.launch.board import Board
 from hai.launch.cluster import connected
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
+from hai.launch.room import GROWS_TO, Room, machines_of, room_for
 from hai.launch.signals import StopSignals
-from hai.launch.trial import train_trial
+from hai.launch.trial import failure, telling, train_trial
 from hai.types import STOP, Record
 
-__all__ = ["Room", "room_for", "train_on_tune"]
+__all__ = ["train_on_tune"]
 
+_PATIENCE_SECONDS = 60.0
+_GRACE_SECONDS = 5.0
 _FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -40,65 +42,6 @@ _QUIET = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a trial gets, and how many trials fit at once.
-
-    Args:
-        workers: processes of a trial.
-        cpus: of a worker.
-        gpus: of a worker.
-        trials: at once.
-    """
-
-    workers: int
-    cpus: int
-    gpus: float
-    trials: int
-
-    def __str__(self) -> str:
-        each = f"{self.gpus:g} GPU and {self.cpus} CPU" if self.gpus else f"{self.cpus} CPU"
-        workers = f"{self.workers} workers with {each} each" if self.workers > 1 else f"{each} each"
-        return f"{self.trials} trial{'' if self.trials == 1 else 's'} at once, {workers}"
-
-
-def room_for(settings: SweepSettings, scale: ScaleConfig, nodes: Sequence[Mapping[str, float]]) -> Room:
-    """Work out how trials share a cluster so that each can start whole and none waits for ever.
-
-    Args:
-        settings: of the sweep.
-        scale: of the base config: `use_gpu` and `cpus_per_worker` count.
-        nodes: resources of each machine; a worker lies on one of them.
-
-    Raises:
-        ConfigError: not even one trial fits.
-    """
-    total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    use_gpu = total["GPU"] > 0 if scale.use_gpu is None else scale.use_gpu
-    workers = settings.workers_per_trial
-    gpus = (1.0 if settings.gpus_per_worker is None else settings.gpus_per_worker) if use_gpu else 0.0
-    cpus = settings.cpus_per_worker or scale.cpus_per_worker
-    if cpus is None:
-        places = int(sum(node.get("GPU", 0.0) // gpus for node in nodes)) if gpus else 0
-        most = min(places, (settings.max_concurrent or places) * workers)
-        cpus = max(1, int(total["CPU"] // most)) if most else 1
-        cpus = min(cpus, max((int(node.get("CPU", 0.0)) for node in nodes), default=1) or 1)
-
-    def places_on(node: Mapping[str, float], cpus: int) -> int:
-        fits = int(node.get("CPU", 0.0) // cpus)
-        return min(fits, int((node.get("GPU", 0.0) + 1e-6) // gpus)) if gpus else fits
-
-    trials = sum(places_on(node, cpus) for node in nodes) // workers
-    if trials == 0:
-        kind = f"{gpus:g} GPU and {cpus} CPU" if gpus else f"{cpus} CPU"
-        raise ConfigError(
-            f"sweep.workers_per_trial = {workers} with {kind} each: the cluster has {total['GPU']:g} GPUs and "
-            f"{total['CPU']:g} CPUs on {len(nodes)} machine{'' if len(nodes) == 1 else 's'}; lower "
-            "sweep.workers_per_trial, sweep.cpus_per_worker or sweep.gpus_per_worker, or set scale.use_gpu=false"
-        )
-    return Room(workers, cpus, gpus, min(trials, settings.max_concurrent or trials))
 
 
 def train_on_tune(
@@ -129,11 +72,17 @@ def train_on_tune(
         os.environ.setdefault(name, value)
     with connected(say), StopSignals(say) as signals:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        room = room_for(settings, config.scale, nodes)
+        machines = machines_of(ray.nodes(), os.environ)  # type: ignore[no-untyped-call]
+        room = room_for(settings, config.scale, machines)
         say(f"room for {room}")
-        if not prepare(room, lambda: signals.request):
-            return STOP
+        if GROWS_TO in os.environ:  # ask for all machines at once, not for the next one when the last has come
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(room.trials)
+
+        def request() -> int:
+            return signals.request or (STOP if time_left() <= 0 else 0)
+
+        if not prepare(room, request):  # a signal may have come to the workers' launcher, which heard it for us
+            return STOP if time_left() > 0 else 0
         own_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
         with tempfile.TemporaryDirectory(prefix="hai-tune-") as scratch:
@@ -174,7 +123,7 @@ class _Work(Searcher):
         board, room = self._board, self._room
         assert board is not None
         assert room is not None
-        if board.num_running >= room.trials:
+        if len(board.running) >= room.trials:
             return None
         job = board.take(lambda config: _shaped(config, room))
         if job is None:
@@ -220,12 +169,17 @@ def _trial(job: Record, mailbox: Any = None, room: Room | None = None, environme
     record = json.loads(job["job"])
     asked = Asked(mailbox)
     asked.start()
+    mailbox.put.remote("started", record["number"])
     try:
         outcome = train_trial(
-            record, num_workers=room.workers, on_gpu=room.gpus > 0, request=asked.request, say=lambda _: None
+            record,
+            num_workers=room.workers,
+            on_gpu=room.gpus > 0,
+            request=asked.request,
+            say=telling(record["number"], lambda line: mailbox.put.remote("say", line)),
         )
     except HaiError as error:  # the user's to mend: starting it again would not help
-        outcome = {"status": "failed", "error": str(error)}
+        outcome = failure(error)
     except Exception as error:
         text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         ray.get(mailbox.put.remote("trouble", [record["number"], text]))
@@ -250,11 +204,12 @@ def _attend(
 
     fitting = threading.Thread(target=fit, name="hai-fit", daemon=True)
     fitting.start()
-    is_stopping = False
-    while fitting.is_alive():
-        is_late = time_left() <= 0
-        if not is_stopping and (signals.request or is_late):
-            is_stopping = True
+    started: set[int] = set()
+    patience, stopped = time.monotonic() + _PATIENCE_SECONDS, float("inf")
+    while True:
+        is_alive, is_late = fitting.is_alive(), time_left() <= 0
+        if stopped == float("inf") and (signals.request or is_late):
+            stopped = time.monotonic()
             if is_late and not signals.request:
                 say("the time limit has come: saving what runs")
             board.stop()
@@ -262,7 +217,20 @@ def _attend(
         for kind, content in ray.get(mailbox.take.remote()):
             if kind == "trouble":
                 board.note_trouble(*content)
+            elif kind == "say":
+                say(content)
+            else:
+                started.add(content)
+        if started:
+            patience = float("inf")
+        elif time.monotonic() > patience:
+            say("still waiting for the first trial to start: for others to be done, or for machines to come")
+            patience = float("inf")
         show(board.progress())
+        started &= board.running
+        is_idle = board.running and not started and time.monotonic() > stopped + _GRACE_SECONDS
+        if not is_alive or is_idle:  # what only waits for a machine would not hear that it is to stop
+            break
         time.sleep(POLL_SECONDS)
     if failure:
         raise failure[0]

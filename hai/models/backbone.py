@@ -89,10 +89,20 @@ def build_timm(name: str, config: ModelConfig, image_size: int) -> TimmDetector:
         drop_path_rate=config.drop_path,
         img_size=image_size if fixed_size else None,
     )
-    check_patch(f"timm:{name}", image_size, getattr(getattr(network, "patch_embed", None), "patch_size", None))
+    check_patch(f"timm:{name}", image_size, _patch_of(network))
     model = TimmDetector(network)
     model.unused = freeze_unused(model, f"timm:{name}", image_size)
     return model
+
+
+def _patch_of(network: nn.Module) -> tuple[int, ...] | None:
+    """Return height and width of the patches that a network cuts images into; None where they overlap, or are none."""
+    embedding = getattr(network, "patch_embed", None)
+    patch, stride = getattr(embedding, "patch_size", None), getattr(getattr(embedding, "proj", None), "stride", None)
+    if patch is None:
+        return None
+    patch = (patch, patch) if isinstance(patch, int) else tuple(patch)
+    return patch if stride is None or tuple(stride) == patch else None
 
 
 def build_timm_network(name: str, pretrained: bool, gradient_checkpointing: bool, **options: Any) -> nn.Module:

@@ -39,7 +39,8 @@ def grad_cam(model: nn.Module, image: Tensor, called: Tensor) -> dict[str, Tenso
 
     Returns:
         View -> evidence float32 [B, h, w] >= 0: `image`, and for a detector with a frequency branch `spectrum`, which
-        lies as `spectrum_of` draws it. 0 everywhere where nothing in that view speaks for the call.
+        lies as `spectrum_of` draws it. 0 everywhere where nothing in that view speaks for the call; a view without
+        places is left out.
 
     Source: Selvaraju et al., Grad-CAM, 2017, equations 1 and 2, of the difference of the two logits. The gradient is
     not averaged over places before it weighs the activations, after Draelos and Carin, Use HiResCAM instead of Grad-CAM
@@ -51,6 +52,8 @@ def grad_cam(model: nn.Module, image: Tensor, called: Tensor) -> dict[str, Tenso
         image = image.clone().requires_grad_()  # so that the graph exists where every parameter is frozen
         with _recorded(model) as seen:
             logits: Tensor = model(image)
+        if not seen:
+            return {}
         margin = (logits[:, 1] - logits[:, 0]) * (2 * called.to(logits) - 1)
         gradients = torch.autograd.grad(margin.sum(), [output for _, output in seen], allow_unused=True)
     found: dict[str, Tensor] = {}

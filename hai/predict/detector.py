@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from hai.data.images import rgb_pixels
 from hai.errors import ConfigError, DataError
 from hai.predict.files import Row, Source, is_ready_crop
-from hai.predict.run import probability_at, view_for
+from hai.predict.run import option_faults, probability_at, view_for
 from hai.types import LABELS
 
 if TYPE_CHECKING:
@@ -102,10 +102,13 @@ class Detector:
             aggregate: of the logits of a video's frames.
 
         Raises:
-            ConfigError: faces are to be cut out by a detector that cannot be had here.
+            ConfigError: an option is wrong, or faces are to be cut out by a detector that cannot be had here.
         """
         from hai.predict.score import score_rows
 
+        faults = option_faults(frames, faces, aggregate)
+        if faults:
+            raise ConfigError("\n".join(faults))
         view = view_for(self.trained, faces)
         rows = [_row(image, may_be_ready=faces == "auto") for image in _listed(images)]
         score_rows(

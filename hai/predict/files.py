@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -19,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hai.data.archives import is_archive, unpack
-from hai.data.folders import VIDEO_SUFFIXES
+from hai.data.folders import VIDEO_SUFFIXES, walk
 from hai.data.images import IMAGE_SUFFIXES
 from hai.errors import DataError
 from hai.faces.contact import CONTACT_SHEET
 from hai.faces.settings import PREPROCESS
 from hai.paths import cache_folder
+from hai.types import LABELS, SPLITS
 
 __all__ = ["Row", "Source", "check_output", "find_files", "find_rows", "is_ready_crop", "is_video"]
 
@@ -32,6 +34,8 @@ Source = Path | bytes | NDArray[np.uint8]
 """An image or video file, the content of an image file, or pixels [H, W, 3], RGB."""
 
 _NOT_THERE = "is in the sample and not in the input"
+_BESIDE_DATA = frozenset((".csv", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".txt", ".xml", ".yaml", ".yml"))
+"""File name endings, lower case, of what lies beside data and goes without saying."""
 
 
 @dataclass
@@ -129,16 +133,19 @@ def find_files(name: str, stack: ExitStack) -> Iterator[tuple[str, Path]]:
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
-    names = []
-    for parent, folders, files in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
+    names, others = [], Counter[str]()
+    for parent, files in walk(folder):
         if PREPROCESS in files and CONTACT_SHEET in files:  # an overview of the crops that lie below
             files.remove(CONTACT_SHEET)
-        names += [
-            (Path(parent) / name).relative_to(folder).as_posix()
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-        ]
+        for file in files:
+            suffix = os.path.splitext(file)[1].lower()
+            if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+                names.append((Path(parent) / file).relative_to(folder).as_posix())
+            elif suffix not in _BESIDE_DATA:
+                others[suffix or "no ending"] += 1
+    if others:
+        kinds = ", ".join(f"{count} with {suffix}" for suffix, count in others.most_common(5))
+        print(f"note: {folder}: left out as neither images nor videos by their names: {kinds}", file=sys.stderr)
     for name in sorted(names, key=_natural_key):
         yield name, folder / name
 
@@ -151,13 +158,18 @@ def _natural_key(name: str) -> tuple[Any, ...]:
 
 
 def is_ready_crop(path: Path) -> bool:
-    """Tell whether `hai preprocess` wrote the file: its preprocess.json lies beside train/ and val/."""
-    return _is_made_of_crops(Path(os.path.abspath(path.parent)))
+    """Tell whether `hai preprocess` wrote the file: as SPLIT/LABEL/NAME in a folder that holds its preprocess.json.
+
+    Other files in such a folder, a contest's videos below it for one, are no crops.
+    """
+    folder = Path(os.path.abspath(path.parent))
+    is_in_place = folder.name in LABELS and folder.parent.name in SPLITS and path.suffix in (".jpg", ".png")
+    return is_in_place and _is_made_of_crops(folder.parents[1])
 
 
 @lru_cache(maxsize=4096)
 def _is_made_of_crops(folder: Path) -> bool:
-    return any((parent / PREPROCESS).is_file() for parent in (folder, *folder.parents[:2]))
+    return (folder / PREPROCESS).is_file()
 
 
 def _as_in(sample: Path, rows: Sequence[Row]) -> list[Row]:
@@ -167,13 +179,14 @@ def _as_in(sample: Path, rows: Sequence[Row]) -> list[Row]:
         DataError: the sample cannot be read, has no file names or names two files alike.
     """
     names = _names_in(sample)
-    by_name = {row.name: row for row in rows}
+    by_name = {_composed(row.name): row for row in rows}
     by_base: dict[str, list[Row]] = {}
-    for row in rows:
-        by_base.setdefault(row.name.rpartition("/")[2], []).append(row)
+    for name, row in by_name.items():
+        by_base.setdefault(name.rpartition("/")[2], []).append(row)
     wanted, unclear = [], []
     for name in names:
-        found = [by_name[name]] if name in by_name else by_base.get(name.rpartition("/")[2], [])
+        key = _composed(name)
+        found = [by_name[key]] if key in by_name else by_base.get(key.rpartition("/")[2], [])
         if len(found) > 1:
             unclear.append(f"{name} could be {' or '.join(row.name for row in found[:3])}")
         wanted.append(Row(name, found[0].source, found[0].is_ready) if found else Row(name, None, error=_NOT_THERE))
@@ -186,6 +199,11 @@ def _as_in(sample: Path, rows: Sequence[Row]) -> list[Row]:
     if left:
         print(f"note: {left} files of the input are not in {sample} and are left out", file=sys.stderr)
     return wanted
+
+
+def _composed(name: str) -> str:
+    """Write a name's letters in one way: macOS takes accents and Korean syllables apart in file names."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _names_in(sample: Path) -> list[str]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hai.calibration import common_threshold
-from hai.errors import ConfigError
+from hai.errors import ConfigError, StorageError
 from hai.faces.settings import CropSettings
+from hai.paths import cache_folder
 from hai.predict.aggregate import AGGREGATES
 from hai.predict.files import Row, check_output, find_rows
 from hai.predict.pictures import View
@@ -23,8 +24,10 @@ from hai.progress import progress_bar
 if TYPE_CHECKING:
     from hai.trained import Trained
 
-__all__ = ["predict_files", "probability_at", "run_prediction", "view_for"]
+__all__ = ["option_faults", "predict_files", "probability_at", "run_prediction", "view_for"]
 
+_LEAST_MEGAPIXELS: Final = 120.0
+"""What is looked at in any case: photographs of phones are larger than what one trains with."""
 _CONTESTS: Final = ("dacon", "aifactory")
 _SPARE_SHARE, _SPARE_SECONDS = 0.05, 5.0
 """What is kept back of a time limit for the table and the end of the process: the share, at most so many seconds."""
@@ -86,7 +89,10 @@ def run_prediction(
         )
     _finish(rows, len(models), time_limit)
     threshold = common_threshold([model.threshold for model in models])
-    write_table(target, rows, threshold, format)
+    try:
+        write_table(target, rows, threshold, format)
+    except OSError as error:
+        raise StorageError(_saved_elsewhere(target, rows, threshold, format, error)) from None
     tell(target, rows, threshold, format, cut=any(view.cut is not None for view in views))
     if fewest < frames:
         print(f"note: {fewest} to {frames} frames of each video were looked at, for --time-limit {time_limit}")
@@ -111,7 +117,7 @@ def view_for(model: Trained, faces: str) -> View:
             FaceCutter.of(cut)
         except ConfigError as error:
             raise ConfigError(f"{error}; or leave faces as they are with --faces never") from None
-    return View(layout.size, layout.geometry, layout.max_megapixels, cut)
+    return View(layout.size, layout.geometry, max(layout.max_megapixels, _LEAST_MEGAPIXELS), cut)
 
 
 def predict_files(
@@ -169,6 +175,18 @@ def probability_at(logit: float) -> float:
     return 0.5 * (1.0 + math.tanh(0.5 * logit))
 
 
+def _saved_elsewhere(target: Path, rows: Sequence[Row], threshold: float, format: str, error: OSError) -> str:
+    """Keep the work of hours where the output's disk has failed; returns what to say."""
+    kept = cache_folder() / "predict" / target.name
+    line = f"--output = {target}; cannot be written ({error.strerror or error})"
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_table(kept, rows, threshold, format)
+    except OSError:
+        return f"{line}, nor can {kept}; make room and try again"
+    return f"{line}; the whole table is at {kept} instead"
+
+
 def _finish(rows: Sequence[Row], num_models: int, time_limit: str | None) -> None:
     """Turn logits into probabilities, and what has none into an error."""
     for row in rows:
@@ -183,6 +201,18 @@ def _finish(rows: Sequence[Row], num_models: int, time_limit: str | None) -> Non
 
 
 # -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def option_faults(frames: int, faces: str, aggregate: str) -> list[str]:
+    """Say what is wrong with the options that decide how a file is looked at, each beginning with its name."""
+    faults = []
+    if faces not in ("auto", "always", "never"):
+        faults.append(f"faces = {faces}; must be auto, always or never")
+    if aggregate not in AGGREGATES:
+        faults.append(f"aggregate = {aggregate}; must be one of {', '.join(AGGREGATES)}")
+    if frames < 1:
+        faults.append(f"frames = {frames}; must be at least 1")
+    return faults
 
 
 def _check(
@@ -201,12 +231,7 @@ def _check(
     problems = []
     if format not in FORMATS:
         problems.append(f"--format = {format}; must be one of {', '.join(FORMATS)}")
-    if faces not in ("auto", "always", "never"):
-        problems.append(f"--faces = {faces}; must be auto, always or never")
-    if aggregate not in AGGREGATES:
-        problems.append(f"--aggregate = {aggregate}; must be one of {', '.join(AGGREGATES)}")
-    if frames < 1:
-        problems.append(f"--frames = {frames}; must be at least 1")
+    problems += [f"--{fault}" for fault in option_faults(frames, faces, aggregate)]
     if not checkpoints:
         problems.append("--checkpoint is missing; give a run folder, a checkpoint or a URL of either")
     if len(checkpoints) > 1 and format in _CONTESTS:

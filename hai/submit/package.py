@@ -9,25 +9,43 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import yaml
 from jinja2 import Environment, PackageLoader
 
 import hai
 from hai.checkpoint.find import load_reference
-from hai.checkpoint.format import MANIFEST, META, MODEL
-from hai.config.load import config_from_yaml_text
+from hai.checkpoint.format import MANIFEST, META, MODEL, Checkpoint
+from hai.config.load import config_from_yaml_text, show_config
 from hai.errors import CheckpointError, ConfigError
+from hai.export.folder import served_config
 from hai.faces.settings import CropSettings
-from hai.submit.environment import packages_for, requirement_lines, training_packages
+from hai.submit.environment import packages_for, python_version, requirement_lines, training_packages
+from hai.trained import crop_settings_of
 
-__all__ = ["NOTEBOOK", "SETTINGS", "Package", "build_package"]
+__all__ = ["HERE", "NOTEBOOK", "REQUIREMENTS", "SETTINGS", "Package", "Target", "build_package"]
 
+REQUIREMENTS: Final = "env/requirements.txt"
 SETTINGS: Final = "config/inference.yaml"
 NOTEBOOK: Final = "task.ipynb"
 _TIME_LIMITS: Final = {"dacon": "55m", "aifactory": "170m"}
 """Of the contests' 60 minutes and 3 hours; the rest is for reading the weights and for slower disks."""
+
+
+class Target(NamedTuple):
+    """The machine that a package is for.
+
+    Args:
+        python: interpreter of its version; None: this one.
+        torch: version of torch that its driver has; None: this one, or in notebooks the platform's own.
+    """
+
+    python: str | None = None
+    torch: str | None = None
+
+
+HERE: Final = Target()
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,7 @@ class Package:
         folder: where it lies.
         format: dacon or aifactory.
         settings: how it scores: frames, faces, aggregate, time_limit.
+        target: what it is to run on.
         num_parameters: of the network.
         weight_files: relative to the folder.
     """
@@ -45,11 +64,21 @@ class Package:
     folder: Path
     format: str
     settings: dict[str, Any]
+    target: Target
     num_parameters: int
     weight_files: list[str]
 
 
-def build_package(reference: str, folder: Path, format: str, *, frames: int, faces: str, aggregate: str) -> Package:
+def build_package(
+    reference: str,
+    folder: Path,
+    format: str,
+    *,
+    frames: int,
+    faces: str,
+    aggregate: str,
+    target: Target = HERE,
+) -> Package:
     """Write a package into a new folder.
 
     Args:
@@ -59,6 +88,7 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
         frames: of each video.
         faces: auto, always or never.
         aggregate: of the logits of a video's frames.
+        target: what the package is to run on.
 
     Raises:
         HaiError: there is no whole checkpoint, or it needs what cannot be packed.
@@ -66,9 +96,9 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
     checkpoint, config_file, _ = load_reference(reference, report=lambda line: print(line, file=sys.stderr))
     if config_file is None:
         raise CheckpointError(f"checkpoint: {reference}: has no run.yaml, which says how to build the model")
-    text = config_file.read_text(encoding="utf-8")
-    config = config_from_yaml_text(text, str(config_file))
-    cut = _cut(checkpoint.meta, faces)
+    config = config_from_yaml_text(config_file.read_text(encoding="utf-8"), str(config_file))
+    text = show_config(served_config(config))
+    cut = _cut(checkpoint, faces)
     _check(reference, config.task, config.model.trust_remote_code, cut)
     settings = {"frames": frames, "faces": faces, "aggregate": aggregate, "time_limit": _TIME_LIMITS[format]}
 
@@ -76,19 +106,22 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
         (folder / name).mkdir(parents=True)
     for name in (MODEL, META, MANIFEST):
         shutil.copyfile(checkpoint.path / name, folder / "model" / name)
-    for name in ("model/run.yaml", "config/train.yaml"):
+    for name in ("model/run.yaml", "config/config.yaml"):
         (folder / name).write_text(text, encoding="utf-8")
     (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     _copy_code(folder / "src", cut)
     packages = packages_for(config.model)
-    exact = format == "dacon"  # its image is built; notebooks run where torch is installed already
+    version = python_version(target.python) if target.python else sys.version_info[:2]
+    is_image = format == "dacon"  # notebooks run where torch is installed already
+    exact = is_image and target.torch is None and version == sys.version_info[:2]
+    lines = requirement_lines(packages, exact=exact, torch=target.torch if is_image else None)
     num_parameters = sum(tensor.numel() for tensor in checkpoint.model.values())
-    _save(folder / "env/requirements.txt", requirement_lines(packages, exact=exact))
-    _save(folder / "env/requirements-train.txt", requirement_lines(training_packages(), exact=exact))
+    _save(folder / REQUIREMENTS, lines)
+    _save(folder / "env/requirements-train.txt", requirement_lines(training_packages(), exact=is_image))
     facts = {
         "format": format,
         "settings": settings,
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "python": f"{version[0]}.{version[1]}",
         "hai": hai.__version__,
         "model": config.model.name,
         "image_size": config.data.image_size,
@@ -98,6 +131,8 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
         "cut": cut,
         "as_trained": checkpoint.meta.get("crop_settings") is not None,
         "num_parameters": num_parameters,
+        "sources": [source.name for source in config.data.sources],
+        "began_with": Path(config.model.pretrained).name if isinstance(config.model.pretrained, str) else "",
     }
     pages = Environment(
         loader=PackageLoader("hai", "submit/templates"), autoescape=False, keep_trailing_newline=True, trim_blocks=True
@@ -106,15 +141,14 @@ def build_package(reference: str, folder: Path, format: str, *, frames: int, fac
         _save(folder / name, pages.get_template(f"{Path(name).name}.jinja").render(facts))
     if format == "aifactory":
         _save(folder / NOTEBOOK, _notebook(pages, facts))
-    return Package(folder, format, settings, num_parameters, [f"model/{MODEL}"])
+    return Package(folder, format, settings, target, num_parameters, [f"model/{MODEL}"])
 
 
-def _cut(meta: dict[str, Any], faces: str) -> CropSettings | None:
+def _cut(checkpoint: Checkpoint, faces: str) -> CropSettings | None:
     """Say how the package will cut faces out."""
-    record = meta.get("crop_settings")
-    if faces == "never" or (record is None and faces == "auto"):
+    if faces == "never":
         return None
-    return CropSettings(**record) if record is not None else CropSettings()
+    return crop_settings_of(checkpoint) or (CropSettings() if faces == "always" else None)
 
 
 def _check(reference: str, task: str, remote_code: bool, cut: CropSettings | None) -> None:

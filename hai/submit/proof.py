@@ -15,22 +15,23 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from hai.data.archives import is_archive, unpack
 from hai.errors import ConfigError
-from hai.submit.environment import bare_environment, build_environment
-from hai.submit.package import NOTEBOOK, Package
+from hai.submit.environment import bare_environment, build_environment, pinned_lines, run_command
+from hai.submit.package import NOTEBOOK, REQUIREMENTS, Package
 
-__all__ = ["Proof", "draw_samples", "prove"]
+__all__ = ["Proof", "draw_samples", "gather_inputs", "prove"]
 
 _ISOLATED: Final = ("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "cut")
 """No network but the machine's own loopback, which notebooks talk over."""
 _NOTEBOOK_PACKAGES: Final = ("nbclient", "nbformat", "ipykernel")
 """What a platform for notebooks has."""
+_VERSIONS: Final = "import sys, torch; print('Python %d.%d' % sys.version_info[:2] + ', torch ' + torch.__version__)"
 _RUN_NOTEBOOK: Final = (
     "import nbformat, nbclient; "
     "nb = nbformat.read({name!r}, as_version=4); "
     "nbclient.NotebookClient(nb, timeout=3600, kernel_name='python3').execute()"
 )
-_MOST_SECONDS: Final = 3600
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Proof:
     Args:
         num_files: that it scored.
         seconds: of its run with the network, start of Python included.
+        versions: of Python and torch that it ran on, in words.
         difference: largest one between its probabilities and those of `hai predict`.
         difference_offline: the same without network; None: this machine cannot take the network away.
         others: rows whose label or error differs.
@@ -47,6 +49,7 @@ class Proof:
 
     num_files: int
     seconds: float
+    versions: str
     difference: float
     difference_offline: float | None
     others: list[str]
@@ -64,8 +67,13 @@ def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Pr
     Raises:
         ConfigError: the environment cannot be made, or the package fails in it.
     """
-    more = _NOTEBOOK_PACKAGES if package.format == "aifactory" else ()
-    python = build_environment(room / "environment", package.folder / "env/requirements.txt", *more)
+    target, requirements = package.target, package.folder / REQUIREMENTS
+    more = [] if package.format == "dacon" else list(_NOTEBOOK_PACKAGES)
+    if package.format != "dacon" and target.torch is not None:  # as the platform has it
+        more.append(f"torch=={target.torch}")
+    python = build_environment(room / "environment", requirements, *more, python=target.python)
+    if package.format == "dacon":
+        requirements.write_text(pinned_lines(python, requirements.read_text(encoding="utf-8")), encoding="utf-8")
     wanted = _rows(expected)
     began = time.monotonic()
     online = _scores(package, python, inputs, room / "online", [])
@@ -83,6 +91,7 @@ def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Pr
     return Proof(
         len(wanted),
         seconds,
+        run_command([str(python), "-c", _VERSIONS], bare_environment(room))[1],
         _difference(wanted, online),
         None if offline is None else _difference(wanted, offline),
         others,
@@ -111,13 +120,7 @@ def _notebook_differs(
     """Execute the notebook in a copy of the package with the files in data/; returns labels that differ."""
     copy = room / "notebook"
     shutil.copytree(package.folder, copy)
-    (copy / "data").mkdir()
-    for place in map(Path, inputs):
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.is_file():
-                target = copy / "data" / (path.relative_to(place) if place.is_dir() else path.name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+    gather_inputs(inputs, copy / "data", room / "unpacked")
     _run([*before, str(python), "-c", _RUN_NOTEBOOK.format(name=NOTEBOOK)], copy)
     text = (copy / "submission.csv").read_text(encoding="utf-8")
     labels = {row["filename"]: row["label"] for row in csv.DictReader(io.StringIO(text))}
@@ -128,16 +131,30 @@ def _notebook_differs(
     ]
 
 
+def gather_inputs(inputs: list[str], folder: Path, room: Path) -> None:
+    """Put files, and what is in folders and archives, into a new folder under the names that the table has.
+
+    Args:
+        inputs: as of `hai predict`.
+        folder: is made.
+        room: archives are unpacked below it.
+    """
+    folder.mkdir(parents=True)
+    for number, place in enumerate(map(Path, inputs)):
+        source = unpack(place, room / str(number)) if is_archive(place) else place
+        if source.is_dir():
+            shutil.copytree(source, folder, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, folder / source.name)
+
+
 def _run(command: list[str], folder: Path) -> None:
     home = folder / "home"
     home.mkdir(exist_ok=True)
-    done = subprocess.run(
-        command, cwd=folder, env=bare_environment(home), capture_output=True, text=True, check=False,
-        encoding="utf-8", errors="replace", timeout=_MOST_SECONDS,
-    )  # fmt: skip
-    if done.returncode:
-        words = "\n".join((done.stdout + done.stderr).strip().splitlines()[-30:])
-        raise ConfigError(f"submit: the package fails in its own environment, exit status {done.returncode}:\n{words}")
+    status, said = run_command(command, bare_environment(home), folder)
+    if status:
+        words = "\n".join(said.splitlines()[-30:])
+        raise ConfigError(f"submit: the package fails in its own environment, exit status {status}:\n{words}")
 
 
 def _can_cut_network() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from typing import Final, NamedTuple
 from hai.console import print_table, shown_bytes
 from hai.errors import ConfigError
 from hai.paths import cache_folder
-from hai.predict.aggregate import AGGREGATES
+from hai.predict.files import check_output
+from hai.predict.run import option_faults
 from hai.predict.table import COLUMNS
-from hai.submit.package import NOTEBOOK, Package, build_package
+from hai.submit.environment import python_version
+from hai.submit.package import NOTEBOOK, Package, Target, build_package
 from hai.submit.proof import Proof, draw_samples, prove
 
 __all__ = ["Rule", "check_rules", "run_submission"]
@@ -40,6 +43,8 @@ def run_submission(
     frames: int = 16,
     faces: str = "auto",
     aggregate: str = "mean",
+    python: str | None = None,
+    torch: str | None = None,
     proof: bool = True,
 ) -> int:
     """Write a package and prove that it runs by itself, offline, with the scores of `hai predict`.
@@ -52,6 +57,8 @@ def run_submission(
         frames: of each video.
         faces: auto, always or never.
         aggregate: of the logits of a video's frames.
+        python: interpreter of the version that the contest's machine has; default: this one.
+        torch: version of torch that runs there; default: this one's, or in notebooks whatever the platform has.
         proof: run it in a fresh environment.
 
     Returns:
@@ -61,42 +68,55 @@ def run_submission(
         HaiError: for wrong arguments or checkpoints, or a package that fails.
     """
     target = Path(os.path.abspath(output))
-    _check(target, format, inputs, frames, faces, aggregate)
+    _check(target, format, inputs, frames, faces, aggregate, torch)
+    if python is not None:
+        python_version(python)
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="submit-", dir=cache_folder()) as name:
         room = Path(name)
-        folder = room / target.name.removesuffix(".zip")
+        folder = room / "package"
         folder.mkdir()
-        package = build_package(checkpoint, folder, format, frames=frames, faces=faces, aggregate=aggregate)
+        package = build_package(
+            checkpoint, folder, format, frames=frames, faces=faces, aggregate=aggregate, target=Target(python, torch)
+        )
         found = _prove(package, checkpoint, inputs, room) if proof else None
+        for compiled in list(folder.rglob("__pycache__")):  # the proof's Python has left them
+            shutil.rmtree(compiled)
         rules = check_rules(package, found)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix == ".zip":
-            shutil.make_archive(str(target.with_suffix("")), "zip", folder)
-        else:
-            shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__"))
+        _put(folder, target)
     print_table(["rule", "holds", "what was found"], [[rule.name, _word(rule.holds), rule.what] for rule in rules])
     print(f"wrote {target}")
     return int(any(rule.holds is False for rule in rules))
 
 
-def _check(target: Path, format: str, inputs: Sequence[str], frames: int, faces: str, aggregate: str) -> None:
+def _check(
+    target: Path, format: str, inputs: Sequence[str], frames: int, faces: str, aggregate: str, torch: str | None
+) -> None:
     wrong = []
     if format not in _FORMATS:
         wrong.append(f"--format = {format}; must be one of {', '.join(_FORMATS)}")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    is_free = target.is_dir() and target.suffix != ".zip" and not any(target.iterdir())
+    if target.exists() and not is_free:
         wrong.append(f"--output = {target}; is there already; name a new folder, or remove it")
-    elif target.exists():
-        target.rmdir()
-    if faces not in ("auto", "always", "never"):
-        wrong.append(f"--faces = {faces}; must be auto, always or never")
-    if aggregate not in AGGREGATES:
-        wrong.append(f"--aggregate = {aggregate}; must be one of {', '.join(AGGREGATES)}")
-    if frames < 1:
-        wrong.append(f"--frames = {frames}; must be at least 1")
+    wrong += [f"--{fault}" for fault in option_faults(frames, faces, aggregate)]
+    if torch is not None and not re.fullmatch(r"\d+\.\d+\.\d+", torch):
+        wrong.append(f"--torch = {torch}; must be a version such as 2.7.1")
     wrong += [f"--input = {name}; no such file or folder" for name in inputs if not Path(name).exists()]
+    if not target.exists():
+        wrong += check_output(target)
     if wrong:
         raise ConfigError("\n".join(wrong))
+
+
+def _put(folder: Path, target: Path) -> None:
+    """Make the target of a folder, whole or not at all."""
+    with tempfile.TemporaryDirectory(prefix=".hai-", dir=target.parent) as name:
+        part = Path(name) / "part"
+        if target.suffix == ".zip":
+            part = Path(shutil.make_archive(str(part), "zip", folder))
+        else:
+            shutil.copytree(folder, part)
+        os.replace(part, target)
 
 
 def _prove(package: Package, checkpoint: str, inputs: Sequence[str], room: Path) -> Proof:
@@ -112,7 +132,7 @@ def _prove(package: Package, checkpoint: str, inputs: Sequence[str], room: Path)
 
 def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
     """Hold a package against what both contests ask for."""
-    files = [path for path in package.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    files = [path for path in package.folder.rglob("*") if path.is_file()]
     weights = [package.folder / name for name in package.weight_files]
     size, of_weights = (shown_bytes(sum(path.stat().st_size for path in group)) for group in (files, weights))
     one_model = len(list((package.folder / "model").glob("*.safetensors"))) == 1
@@ -136,7 +156,7 @@ def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
         return [*rules, Rule("own environment", None, "not run (--no-proof)"), Rule("no network", None, "not run")]
     offline = proof.difference_offline
     rules += [
-        Rule("own environment", True, f"env/requirements.txt is enough, {proof.num_files} files"),
+        Rule("own environment", True, f"env/requirements.txt is enough, {proof.num_files} files, {proof.versions}"),
         Rule(
             "no network",
             None if offline is None else True,

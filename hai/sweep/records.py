@@ -34,6 +34,7 @@ class TrialRecord:
         rungs: value at each point of comparison that it has passed.
         member: place in pbt's population that it holds; -1 outside of it.
         generation: comparison at which pbt made it.
+        may_retry: it failed for a reason that may be gone when the sweep goes on.
     """
 
     id: str
@@ -51,6 +52,7 @@ class TrialRecord:
     rungs: list[float] = field(default_factory=list)
     member: int = -1
     generation: int = 0
+    may_retry: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def best_trial(trials: Sequence[TrialRecord], mode: str) -> TrialRecord | None:
 
 
 _BEFORE = ("number", "id", "status", "value", "step", "seconds")
-_AFTER = ("parent", "changed", "error", "folder", "rungs", "member", "generation", "history")
+_AFTER = ("parent", "changed", "error", "folder", "rungs", "member", "generation", "may_retry", "history")
+_LATER = {"may_retry": "0"}  # columns that tables of earlier versions lack
 
 
 def trials_csv(trials: Sequence[TrialRecord], keys: Sequence[str]) -> str:
@@ -102,7 +105,8 @@ def trials_csv(trials: Sequence[TrialRecord], keys: Sequence[str]) -> str:
         row: list[Any] = [getattr(trial, name) for name in _BEFORE]
         row += [inline_yaml(trial.params[key], 10**6) if key in trial.params else "" for key in keys]
         row += [trial.parent, json.dumps(trial.changed), trial.error, trial.folder]
-        row += [json.dumps(trial.rungs), trial.member, trial.generation, json.dumps(trial.history)]
+        row += [json.dumps(trial.rungs), trial.member, trial.generation, int(trial.may_retry)]
+        row.append(json.dumps(trial.history))
         table.writerow("" if cell is None else cell for cell in row)
     return text.getvalue()
 
@@ -112,7 +116,7 @@ def parse_trials(text: str) -> list[TrialRecord]:
     trials = []
     table = csv.DictReader(io.StringIO(text))
     csv.field_size_limit(1 << 30)
-    missing = [name for name in (*_BEFORE, *_AFTER) if name not in (table.fieldnames or ())]
+    missing = [name for name in (*_BEFORE, *_AFTER) if name not in (*(table.fieldnames or ()), *_LATER)]
     if missing:
         raise ValueError(f"column {missing[0]} is missing")
     keys = [name for name in table.fieldnames or () if name not in (*_BEFORE, *_AFTER)]
@@ -120,7 +124,7 @@ def parse_trials(text: str) -> list[TrialRecord]:
         if None in row or None in row.values():
             raise ValueError(f"line {table.line_num} has another number of columns")
         try:
-            trials.append(_trial(row, keys))
+            trials.append(_trial({**_LATER, **row}, keys))
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"line {table.line_num}: {error}") from None
     return trials
@@ -143,4 +147,5 @@ def _trial(row: dict[str, str], keys: list[str]) -> TrialRecord:
         rungs=[float(value) for value in json.loads(row["rungs"])],
         member=int(row["member"]),
         generation=int(row["generation"]),
+        may_retry=bool(int(row["may_retry"])),
     )

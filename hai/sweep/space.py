@@ -47,10 +47,17 @@ def draw(space: Space, seed: int, number: int, attempt: int = 0) -> dict[str, An
     return applying(space, choose)
 
 
-def combinations(space: Space) -> list[dict[str, Any]]:
-    """List every combination of a space without ranges, once, however many keys do not apply."""
+def combinations(space: Space, most: int | None = None) -> list[dict[str, Any]]:
+    """List the combinations of a space without ranges, once each, however many keys do not apply.
+
+    Args:
+        space: whose entries are lists.
+        most: how many to list; None: all of them.
+    """
     found: dict[str, dict[str, Any]] = {}
     for combination in _product(space, "grid", "choice"):
+        if len(found) == most:
+            break
         params = applying(space, lambda key, _: combination[key])  # noqa: B023  (called at once)
         found.setdefault(json.dumps(params, sort_keys=True, default=str), params)
     return list(found.values())

@@ -51,6 +51,7 @@ class Outcome:
         last: metric at the last evaluation.
         history: (step, metric) of all evaluations.
         error: why it failed.
+        may_retry: the reason may be gone another time.
     """
 
     status: str
@@ -60,6 +61,7 @@ class Outcome:
     last: float | None = None
     history: tuple[tuple[int, float], ...] = ()
     error: str = ""
+    may_retry: bool = False
 
 
 class Strategy:
@@ -74,9 +76,9 @@ class Strategy:
     def __init__(self, sweep: Sweep, epochs: float, suggest: Suggest | None = None) -> None:
         self._sweep, self._settings, self._suggest = sweep, sweep.settings, suggest
         self._rungs = _rungs(sweep, epochs)
-        self._grid = combinations(sweep.space) if self._settings.searcher == "grid" else []
-        self._sign = 1 if self._settings.mode == "max" else -1
         asked = self._settings.num_trials
+        self._grid = combinations(sweep.space, asked) if self._settings.searcher == "grid" else []
+        self._sign = 1 if self._settings.mode == "max" else -1
         self.num_trials = min(asked or len(self._grid), len(self._grid)) if self._grid else int(asked or 0)
         """Trials besides the base; fewer than asked for where the space has no more."""
         self._exhausted: tuple[int, int] | None = None  # records for which drawing anew has found nothing
@@ -102,9 +104,11 @@ class Strategy:
     def settled(self, trial: TrialRecord, outcome: Outcome) -> TrialRecord:
         """Take an outcome into the record of its trial."""
         status = {"paused": "stopped", "interrupted": "pending"}.get(outcome.status, outcome.status)
-        rungs = list(trial.rungs)
+        rungs, error = list(trial.rungs), outcome.error
         passed = outcome.last if self._settings.scheduler == "pbt" else outcome.value
-        if outcome.status == "paused" and passed is not None:
+        if outcome.status == "paused" and passed is None:  # or pbt's others would wait for it for ever
+            status, error = "failed", f"the metric has no value at step {outcome.step}, where trials are compared"
+        elif outcome.status == "paused" and passed is not None:
             rungs.append(passed)
         elif outcome.status == "finished" and outcome.value is not None:
             rungs += [outcome.value] * (len(self._rungs) + 1 - len(rungs))
@@ -115,9 +119,21 @@ class Strategy:
             step=max(trial.step, outcome.step),
             seconds=round(trial.seconds + outcome.seconds, 1),
             history=list(outcome.history) or trial.history,
-            error=outcome.error,
+            error=error,
             rungs=rungs,
+            may_retry=outcome.may_retry,
         )
+
+    def reopened(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+        """Prepare records for going on: what ran, or failed for a reason that may be gone, waits to be trained."""
+        holders = {trial.member: trial.number for trial in sorted(trials, key=lambda trial: trial.number)}
+
+        def waits(trial: TrialRecord) -> bool:
+            if trial.status == "failed" and trial.may_retry:
+                return trial.member < 0 or holders[trial.member] == trial.number  # else another has its place
+            return trial.status == "running"
+
+        return [replace(trial, status="pending", error="") if waits(trial) else trial for trial in trials]
 
     def config_of(self, trial: TrialRecord) -> RunConfig:
         """Return the config of a trial; raises ConfigError where its values do not go together."""

@@ -42,7 +42,7 @@ def suggest(
         sampler = optuna.samplers.TPESampler(seed=(seed * 1_000_003 + number) % 2**32, constant_liar=True)
     study = optuna.create_study(direction="maximize" if mode == "max" else "minimize", sampler=sampler)
     for trial in trials:
-        kept = {key: _coded(space[key], value) for key, value in trial.params.items() if _holds(space[key], value)}
+        kept = {key: _coded(space[key], value) for key, value in trial.params.items() if space[key].takes(value)}
         known: dict[str, Any] = {"params": kept, "distributions": {key: _distribution(space[key]) for key in kept}}
         states = optuna.trial.TrialState
         if trial.status == "finished" and trial.value is not None:
@@ -66,12 +66,6 @@ def suggest(
         return entry.values[asked.suggest_categorical(key, list(range(len(entry.values))))]
 
     return applying(space, choose)
-
-
-def _holds(entry: Entry, value: Any) -> bool:
-    if not entry.is_range:
-        return value in entry.values
-    return isinstance(value, int | float) and entry.values[0] <= value <= entry.values[1]
 
 
 def _coded(entry: Entry, value: Any) -> Any:

@@ -93,6 +93,10 @@ class Task(Protocol):
         """Read the sources; raises DataError."""
         ...
 
+    def metric_names(self) -> list[str]:
+        """Name the metrics that evaluations of the validation split will have; after `build_datasets`."""
+        ...
+
     def prepare(self, workers: Workers, *, say: Say, asked: Callable[[], int]) -> bool:
         """Compute what training reads, such as embeddings, together with all workers; called once before the loop.
 

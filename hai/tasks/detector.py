@@ -36,6 +36,7 @@ class DetectorTask:
         self._groups: list[str] = []
         self._videos: list[str] = []
         self._sources: list[str] = []
+        self._validation: ImageDataset | None = None
 
     def build_datasets(self, *, progress: Progress | None = None) -> Datasets:
         """Read the sources into one manifest and cut it by split; raises DataError."""
@@ -43,12 +44,19 @@ class DetectorTask:
         splits = {
             split: ImageDataset(manifest, self._config, split) for split in SPLITS if len(manifest.indices(split))
         }
-        self._groups, self._sources = manifest.group, manifest.source
+        self._groups, self._sources, self._validation = manifest.group, manifest.source, splits.get("val")
         self._videos = manifest.video or manifest.group
         counts = np.bincount(splits["train"].labels, minlength=len(LABELS))
         self._loss = DetectorLoss(self._config.loss, [int(count) for count in counts])
         notes = (*manifest.warnings, *(f"{problem.path}: {problem.reason}" for problem in manifest.problems))
         return Datasets(splits, manifest.identity, manifest.table(), notes, manifest, manifest.crop_settings)
+
+    def metric_names(self) -> list[str]:
+        """Name what `metrics` gives of the validation split."""
+        split = self._validation
+        assert split is not None, "build_datasets comes first: videos and sources have metrics of their own"
+        unsure = np.full(len(split), 0.5)
+        return list(self.metrics({"index": split.rows, "label": split.labels, "probability_fake": unsure}))
 
     def prepare(self, workers: Workers, *, say: Say, asked: Callable[[], int]) -> bool:
         """Do nothing: images are read as they are."""

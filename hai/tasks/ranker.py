@@ -86,6 +86,12 @@ class RankerTask:
         notes = (*self._notes, *manifest.warnings, *problems)
         return Datasets(splits, manifest.identity, manifest.table(), notes, manifest)
 
+    def metric_names(self) -> list[str]:
+        """Name what `metrics` gives of the validation split."""
+        manifest = self._read(None)
+        rows = manifest.indices("val")
+        return list(self.metrics({"index": rows, "label": manifest.label[rows], "score": np.zeros(len(rows))}))
+
     def prepare(self, workers: Workers, *, say: Say, asked: Callable[[], int]) -> bool:
         """Encode, on all workers, the images whose features are not kept yet."""
         self._device = workers.device

@@ -26,7 +26,7 @@ import pytest
 import yaml
 from ray_runs import joined_node, kill_tree, ray_command, train_workers
 
-from benchmarks.faults.ray_kills import Head, start_head
+from benchmarks.faults.ray_kills import Head, free_port, start_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -65,13 +65,13 @@ def home(folder: Path, name: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def guarded_head(folder: Path, *options: str, **environment: str) -> Iterator[Head]:
+def guarded_head(folder: Path, *options: str, port: int = 0, **environment: str) -> Iterator[Head]:
     """A head without CPUs that asks for a token."""
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_JOB_STOP_WAIT_TIME_S": "30"}
     environment |= home(folder, "head")
     with tempfile.TemporaryDirectory(prefix="hai-", ignore_cleanup_errors=True) as sessions:
         options = ("--num-cpus=0", f"--temp-dir={sessions}", *options)
-        head = start_head(folder / "head.txt", *options, **environment)
+        head = start_head(folder / "head.txt", *options, port=port, **environment)
         try:
             yield head
         finally:
@@ -79,8 +79,12 @@ def guarded_head(folder: Path, *options: str, **environment: str) -> Iterator[He
 
 
 def submit(head: Head, log: Path, *options: str) -> subprocess.Popen[bytes]:
-    job = ["python", "ray_jobs/train.py", "--config", "configs/detector/demo.yaml", "--name", "faces"]
-    job += ["--storage", RUNS, *options, *SETTINGS]
+    job = ["ray_jobs/train.py", "--config", "configs/detector/demo.yaml", "--name", "faces", "--storage", RUNS]
+    return submit_job(head, log, [*job, *options, *SETTINGS])
+
+
+def submit_job(head: Head, log: Path, words: list[str]) -> subprocess.Popen[bytes]:
+    job = ["python", *words]
     submission = ray_command("job", "submit", "--address", head.dashboard)
     command = [*submission, "--working-dir", ".", "--", *job]
     first = [*submission, "--no-wait", "--", "true"]
@@ -153,11 +157,19 @@ def test_a_job_outlives_the_machine_of_its_first_worker(bucket: fsspec.AbstractF
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
 
 
-GROWING = {
+GROWING: dict[str, Any] = {
     "cluster_name": "growing",
     "max_workers": 2,
     "idle_timeout_minutes": 5,
-    "provider": {"type": "fake_multinode", "launch_multiple": True},
+    "provider": {
+        "type": "external",  # by its own name Ray looks for a file that its wheels lack
+        "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+        "launch_multiple": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
+    **{f"{kind}setup_commands": [] for kind in ("", "head_", "worker_")},  # as `ray up` fills them in
+    "cluster_synced_files": [],
     "head_node_type": "ray.head.default",
     "available_node_types": {
         "ray.head.default": {"resources": {}, "node_config": {}, "max_workers": 0},
@@ -166,11 +178,14 @@ GROWING = {
 }
 
 
-def test_a_job_makes_an_empty_cluster_grow(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def growing_head(folder: Path) -> Iterator[Head]:
+    """A head without CPUs that starts up to two machines of two CPUs for what waits."""
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
-    log, config = tmp_path / "job.txt", tmp_path / "growing.yaml"
-    config.write_text(yaml.safe_dump(GROWING), encoding="utf-8")
+    config, port = folder / "growing.yaml", free_port()
+    provider = {**GROWING["provider"], "gcs_address": f"127.0.0.1:{port}"}
+    config.write_text(yaml.safe_dump({**GROWING, "provider": provider}), encoding="utf-8")
     fake = {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "HAI_GROWS_TO": "2 CPU=2",
@@ -179,9 +194,28 @@ def test_a_job_makes_an_empty_cluster_grow(bucket: fsspec.AbstractFileSystem, tm
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_enable_autoscaler_v2": "1",
     }
-    with guarded_head(tmp_path, f"--autoscaling-config={config}", **fake) as head:
+    with guarded_head(folder, f"--autoscaling-config={config}", port=port, **fake) as head:
+        yield head
+
+
+def test_a_job_makes_an_empty_cluster_grow(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    log = tmp_path / "job.txt"
+    with growing_head(tmp_path) as head:
         assert not train_workers(head.process)
         job = submit(head, log, "--workers", "1:2")
         assert job.wait(timeout=600) == 0, log.read_text(encoding="utf-8")
     assert "training on 1:2 workers, CPU (2 threads) each" in log.read_text(encoding="utf-8")
     check_finished(bucket, head)
+
+
+def test_a_sweep_makes_an_empty_cluster_grow(bucket: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    log, sweep = tmp_path / "job.txt", "configs/tune/detector_pbt.yaml"
+    few = ["sweep.scheduler=none", "sweep.num_trials=1", "sweep.evaluate_test=false", "sweep.cpus_per_worker=2"]
+    with growing_head(tmp_path) as head:
+        words = ["ray_jobs/tune.py", "--config", sweep, "--name", "found", "--storage", RUNS]
+        job = submit_job(head, log, [*words, *SETTINGS, *few, "train.max_steps=6"])
+        assert job.wait(timeout=600) == 0, log.read_text(encoding="utf-8")
+    said = log.read_text(encoding="utf-8")
+    assert "room for 2 trials at once, 2 CPU each" in said
+    assert json.loads(bucket.cat("bucket/runs/found/summary.json"))["num_finished"] == 2
+    assert re.search(r"best f1_macro [\d.]+ on val, trial \d: gs://bucket/runs/found/trials/\w+", said)

@@ -58,6 +58,7 @@ def _is_loopback(address: str) -> bool:
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
+@pytest.mark.slow
 def test_a_single_machine_listens_on_loopback_only_and_asks_for_a_token(tiny_detector: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()

@@ -20,7 +20,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", ["detector", "ranker"])
 def test_kills_and_rot_leave_no_trace(tmp_path: Path, task: str, kills: int) -> None:
     counts = survive_kills(task, kills=kills, seed=7 + kills, folder=tmp_path)

@@ -166,6 +166,7 @@ def _worker(rank: int, plan: Plan, port: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_workers_learn_what_one_does(small_art: Path, backbone: Path, tmp_path: Path) -> None:
     config = frozen(small_art, backbone, *EXACT, f"data.embedding_cache={tmp_path}/kept")
     with socket.socket() as probe:

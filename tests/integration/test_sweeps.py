@@ -57,6 +57,7 @@ def outcome(trial: TrialRecord) -> tuple[object, ...]:
     return trial.number, trial.id, trial.status, trial.value, trial.step, trial.history, trial.rungs
 
 
+@pytest.mark.slow
 def test_a_sweep_of_three_lines_measures_best_and_base_on_test(heads: Path, tmp_path: Path) -> None:
     sweep = hai.tune(heads, "sweep.evaluate_test=true", storage=tmp_path)
     assert sweep.status == "finished"
@@ -91,11 +92,10 @@ def test_a_sweep_of_three_lines_measures_best_and_base_on_test(heads: Path, tmp_
     "settings",
     [
         pytest.param([], id="asha"),
-        pytest.param(
-            ["sweep.scheduler=pbt", "sweep.interval_epochs=3", "space.model.head=null"], marks=pytest.mark.slow
-        ),
+        pytest.param(["sweep.scheduler=pbt", "sweep.interval_epochs=3", "space.model.head=null"], id="pbt"),
     ],
 )
+@pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_repeats_nothing(heads: Path, tmp_path: Path, settings: list[str]) -> None:
     if settings:
         settings = [*settings, "space.model.dropout={uniform: [0.0, 0.5]}"]
@@ -122,6 +122,7 @@ def test_a_sweep_killed_in_the_middle_repeats_nothing(heads: Path, tmp_path: Pat
         assert after[: len(before) - 1] == before[: len(before) - 1]
 
 
+@pytest.mark.slow
 def test_a_signal_saves_everything_and_says_3(heads: Path, tmp_path: Path) -> None:
     process = start(heads, tmp_path, "train.max_epochs=2000", "sweep.scheduler=none")
     trials = tmp_path / "heads" / "trials"

@@ -92,10 +92,18 @@ def test_a_card_that_is_not_there_stops_a_run_and_hidden_ones_are_told(cards: li
     assert any("hides all 2 GPUs" in text for text in said(hidden, "warning"))
 
 
+def test_a_part_of_a_divided_card_is_no_trouble(cards: list[Card]) -> None:
+    found = list(check_cards(cards, "", BUILD, "MIG-8f0a"))
+    assert not said(found, "problem")
+    assert not said(found, "warning")
+    assert any("a part of a divided card" in text for text in said(found, "ok"))
+
+
 def test_numbers_of_unlike_cards_need_the_order_of_the_bus(cards: list[Card]) -> None:
     mends = [one.mend for one in check_cards(cards, "", BUILD, "0") if one.status == "warning"]
     assert "also set CUDA_DEVICE_ORDER=PCI_BUS_ID" in mends
     assert not said(list(check_cards(cards, "", BUILD, "0", "PCI_BUS_ID")), "warning")
+    assert not said(list(check_cards(cards, "", BUILD, "GPU-aaaa")), "warning")
 
 
 def test_what_others_hold_on_a_card_is_told(cards: list[Card]) -> None:

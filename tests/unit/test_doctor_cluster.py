@@ -4,12 +4,15 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.faults.ray_kills import free_port
 from hai.doctor.cluster import check_authentication, check_ports, check_ray, join_cluster
 from hai.doctor.findings import Finding
+from hai.errors import ConfigError
+from hai.launch.cluster import connected, start_local
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -91,3 +94,30 @@ def test_a_ray_that_does_not_come_up_in_time_is_ended(monkeypatch: pytest.Monkey
     assert finding.status == "problem"
     assert "within 0 s" in finding.text
     assert machines == []
+    monkeypatch.delenv("RAY_ADDRESS")
+    (finding,), machines = join_cluster(limit_s=0.2)
+    assert finding.status == "warning", "an own one on a machine that is busy now: a run may still have it"
+    assert "within 0 s" in finding.text
+    assert machines == []
+
+
+def test_where_jobs_are_sent_is_no_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://localhost:8265")
+    (finding,) = [one for one in check_ray() if one.status == "problem"]
+    assert "`ray job submit`" in finding.text
+    assert finding.mend.startswith("unset RAY_ADDRESS")
+    with pytest.raises(ConfigError, match="no cluster to join; unset RAY_ADDRESS"), connected(print):
+        pass
+
+
+def test_a_machine_that_is_too_slow_for_ray_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def init(**_: object) -> None:
+        raise RuntimeError("The current node timed out during startup")
+
+    ray = SimpleNamespace(init=init, shutdown=lambda: None)
+    monkeypatch.setattr("hai.launch.cluster._import_ray", lambda: ray)
+    with pytest.raises(ConfigError, match=r"did not start within its 30 s, three times; .*in_process"):
+        start_local(told.append)
+    assert told == ["Ray did not start within its 30 s; trying again"] * 2

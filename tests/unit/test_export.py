@@ -97,6 +97,22 @@ def test_an_export_can_be_exported_again_and_remembers_its_checkpoint(run: Path,
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+def test_a_card_that_was_changed_by_hand_stays(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = tmp_path / "card" / "README.md"
+    for license in (None, "mit"):
+        run_export(str(run), "hub", str(card.parent), license=license)
+        assert "kept" not in capsys.readouterr().out
+    assert "license: mit" in card.read_text(encoding="utf-8")
+    card.write_text("my own words", encoding="utf-8")
+    for _ in range(2):
+        run_export(str(run), "hub", str(card.parent))
+        assert card.read_text(encoding="utf-8") == "my own words"
+        assert f"kept {card}, which was changed by hand" in capsys.readouterr().out
+    card.unlink()
+    run_export(str(run), "hub", str(card.parent))
+    assert card.read_text(encoding="utf-8").startswith("---\n")
+
+
 def test_a_damaged_export_is_refused(folder: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)

@@ -114,6 +114,8 @@ def test_pip_renews_what_it_must_and_leaves_torch_alone(tmp_path):
 def test_runs_are_kept_where_the_form_says(colab, monkeypatch):
     assert notebook.place("/content/drive/MyDrive/runs") == "/content/drive/MyDrive/runs"
     assert notebook.place("gs://bucket/runs") == "gs://bucket/runs"
+    assert notebook.place("mine") == str(colab / "mine"), "fetching the code again would wipe a folder in it"
+    assert notebook.place("") == str(colab / "runs")
     monkeypatch.delenv("COLAB_RELEASE_TAG")
     assert notebook.place("/content/drive/MyDrive/runs") == str(notebook.ROOT / "runs")
     assert notebook.place("mine") == str(notebook.ROOT / "mine")

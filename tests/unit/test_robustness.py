@@ -105,6 +105,32 @@ def test_the_page_and_the_console_show_it(evaluated: Any) -> None:
     assert "brightness" in {fact for fact, _ in errors}
 
 
+def test_where_memory_runs_out_fewer_images_are_predicted_at_once(
+    run: Path, data: Path, evaluated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from hai import robustness
+
+    whole, sizes = robustness._forwarded, set()
+
+    def forward(*arguments: Any) -> Any:
+        rows = arguments[3]
+        sizes.add(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("of the test")
+        return whole(*arguments)
+
+    monkeypatch.setattr(robustness, "_forwarded", forward)
+    with contextlib.redirect_stdout(io.StringIO()):
+        record = evaluate_checkpoint(str(run), str(data / "labels.csv"), output=str(tmp_path), robustness=True)
+    assert sizes == {16, 8, 4, 2}
+    for found, expected in zip(
+        record["robustness"]["conditions"], evaluated[0]["robustness"]["conditions"], strict=True
+    ):
+        assert values_of(found) == pytest.approx(values_of(expected), abs=1e-6)
+
+
 def test_a_ranker_is_measured_too(data: Path, tmp_path: Path) -> None:
     run = save_ranker(tmp_path, "ranker", Scale(thresholds=(0.1, -0.1)))
     with contextlib.redirect_stdout(io.StringIO()) as told:
@@ -118,10 +144,31 @@ def test_a_ranker_is_measured_too(data: Path, tmp_path: Path) -> None:
     assert page.count('aria-label="Pair accuracy and SRCC over') == 5
 
 
+class Known:
+    """What `sample_rows` asks of a manifest: its size, and which images were compared."""
+
+    def __init__(self, size: int, comparisons: Any = ()) -> None:
+        self.size, self.comparisons = size, np.array(comparisons, dtype=np.int32).reshape(-1, 3)
+
+    def __len__(self) -> int:
+        return self.size
+
+
 def test_of_many_images_an_even_sample_is_taken() -> None:
+    manifest: Any = Known(5200)
     rows = np.arange(100, 5100)
-    sample = sample_rows(rows, 1000)
+    sample = sample_rows(manifest, rows, 1000)
     assert len(sample) == len(set(sample.tolist())) == 1000
     assert (sample[0], sample[-1]) == (100, 5099)
     assert set(np.diff(sample)) <= {4, 5, 6}
-    assert sample_rows(rows, 5000) is rows
+    assert sample_rows(manifest, rows, 5000) is rows
+
+
+def test_of_many_compared_images_whole_comparisons_are_taken() -> None:
+    pairs = np.random.default_rng(1).permutation(np.arange(100, 5100)).reshape(-1, 2)
+    manifest: Any = Known(5200, np.column_stack([pairs, np.ones(len(pairs))]))
+    sample = sample_rows(manifest, np.arange(100, 5100), 1000)
+    assert len(sample) == len(set(sample.tolist())) == 1000
+    assert (np.diff(sample) > 0).all()
+    assert np.isin(pairs, sample).all(axis=1).sum() == 500, "and 20 if images were chosen one by one"
+    assert np.array_equal(sample, sample_rows(manifest, np.arange(100, 5100), 1000))

@@ -35,11 +35,11 @@ def test_what_cannot_be_read_is_named(text: str) -> None:
 
 def test_a_worker_gets_its_machines_share() -> None:
     head_and_two = [Machine(0, 0), Machine(8, 1), Machine(8, 1)]
-    assert shared_cpus(head_and_two, 2, 2, use_gpu=True) == 8
-    assert shared_cpus(head_and_two, 1, 4, use_gpu=True) == 8  # the other two have no GPU to run on
-    assert shared_cpus([Machine(32, 0), Machine(8, 1)], 1, 1, use_gpu=True) == 8  # not a share of 40
-    assert shared_cpus([Machine(2, 0)] * 3, 2, 2, use_gpu=False) == 2  # 6 // 2 = 3 fits on none
-    assert shared_cpus([Machine(2, 0)] * 3, 4, 4, use_gpu=False) == 1
+    assert shared_cpus(head_and_two, 2, 2, gpus=1) == 8
+    assert shared_cpus(head_and_two, 1, 4, gpus=1) == 8  # the other two have no GPU to run on
+    assert shared_cpus([Machine(32, 0), Machine(8, 1)], 1, 1, gpus=1) == 8  # not a share of 40
+    assert shared_cpus([Machine(2, 0)] * 3, 2, 2, gpus=0) == 2  # 6 // 2 = 3 fits on none
+    assert shared_cpus([Machine(2, 0)] * 3, 4, 4, gpus=0) == 1
 
 
 MACHINES = st.lists(st.builds(Machine, st.integers(0, 12), st.integers(0, 4)), max_size=5)
@@ -48,11 +48,11 @@ MACHINES = st.lists(st.builds(Machine, st.integers(0, 12), st.integers(0, 4)), m
 @given(MACHINES, st.integers(1, 6), st.integers(0, 6), st.booleans())
 def test_no_larger_share_would_do(machines: list[Machine], least: int, more: int, use_gpu: bool) -> None:
     most = least + more
-    share = shared_cpus(machines, least, most, use_gpu=use_gpu)
-    fit = num_workers_in(machines, share, use_gpu=use_gpu)
-    possible = min(most, num_workers_in(machines, 1, use_gpu=use_gpu))
+    share = shared_cpus(machines, least, most, gpus=use_gpu)
+    fit = num_workers_in(machines, share, gpus=use_gpu)
+    possible = min(most, num_workers_in(machines, 1, gpus=use_gpu))
     if possible < least:
         assert share == 1
         return
     assert fit >= possible
-    assert num_workers_in(machines, share + 1, use_gpu=use_gpu) < possible
+    assert num_workers_in(machines, share + 1, gpus=use_gpu) < possible

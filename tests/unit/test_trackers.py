@@ -11,6 +11,7 @@ from hai.config.schema import RunConfig
 from hai.trackers import Trackers
 
 
+@pytest.mark.slow  # the service's client waits half a minute
 def test_records_are_kept_where_the_service_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))  # no login of the user's
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

@@ -271,10 +271,13 @@ def test_the_table_of_runs(tmp_path, kind):
         put(storage, f"{name}/summary.json", b'{"status": "running", "step": 3}')
         put(storage, f"{name}/owner.json", json.dumps({"attempt": "x", "heartbeat": runs.time.time() - age}).encode())
     put(storage, "e/notes.txt", b"no run")
+    put(storage, "s/summary.json", b'{"status": "interrupted", "task": "ranker sweep", "step": 7}')
+    put(storage, "s/trials.csv", b"number,id\n")
     if kind == "bucket":
         put(storage, "a/attempt-2/summary.json", b'{"status": "failed"}')
     rows = {row.name: row for row in list_runs(storage)}
-    assert list(rows) == ["a", "b", "c", "d"]
+    assert list(rows) == ["a", "b", "c", "d", "s"]
+    assert (rows["s"].task, rows["s"].step) == ("ranker sweep", 7)
     if kind == "bucket":
         assert (rows["a"].status, rows["a"].step) == ("failed", None)
     else:

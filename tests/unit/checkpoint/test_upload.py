@@ -16,6 +16,7 @@ from hai.checkpoint.find import load_reference
 from hai.checkpoint.format import FILES, MANIFEST
 from hai.checkpoint.records import load_records, save_json
 from hai.checkpoint.remote import Bucket, Mount
+from hai.checkpoint.runs import send_run
 from hai.checkpoint.store import RunFolder
 from hai.checkpoint.transfer import verify_remote
 from hai.errors import CheckpointError, StorageError
@@ -101,6 +102,28 @@ def test_a_run_on_a_bucket_is_worked_on_in_the_cache_and_arrives_whole(lines, tm
         last = [path for path in Storage.writes if f"/{name}/" in path][-1]
         assert last.endswith(MANIFEST)
     assert lines == [f"storage: confirmed on {URL}/run: 3 checkpoints (newest step 3), 2 files"]
+
+
+def test_what_a_run_that_has_ended_could_not_send_is_sent_later(lines, monkeypatch):
+    monkeypatch.setattr(owner, "_SETTLE_S", 0.0)
+    run = build_run(lines)
+    assert run.newest_valid() == (None, [])
+    save(run, 1, best=1)
+    run.close()
+    lines.clear()
+    send_run(URL, "run", lines)
+    assert lines == [], "everything is there"
+    for path in [path for path in Storage.objects if "/step_00000001/" in path]:
+        del Storage.objects[path]
+    assert stored() == set()
+    send_run(URL, "run", lines)
+    assert stored() == {"step_00000001"}
+    assert lines[-1].startswith(f"storage: confirmed on {URL}/run: 1 checkpoint (newest step 1)")
+    send_run(URL, "another", lines)  # of which nothing is here
+    for path in [path for path in Storage.objects if "/step_00000001/" in path]:
+        Storage.objects[path.replace("_00000001", "_00000002")] = Storage.objects.pop(path)
+    send_run(URL, "run", lines)
+    assert stored() == {"step_00000002"}, "it went on elsewhere"
 
 
 def test_a_wiped_machine_resumes_from_the_bucket(lines):

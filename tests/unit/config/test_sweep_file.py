@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 import hai
-from hai.config.sweep import SweepSettings, load_sweep, show_sweep, sweep_changes
+from hai.config import load_config
+from hai.config.sweep import SweepSettings, is_sweep, load_sweep, show_sweep, sweep_changes
 from hai.errors import ConfigError
 
 DOCS = Path(hai.__file__).parents[1] / "docs" / "sweeps.md"
@@ -85,6 +86,10 @@ def test_a_base_beside_the_file_is_found_from_anywhere(
             "space.pairs.loss={choice: [margin], when: {pairs.margin: 1}}",
             "space: the conditions of pairs.margin, pairs.loss wait for each other; remove one `when`",
         ),
+        (
+            "space.model.head={choice: [mlp], when: {pairs.loss: [margin, hinge]}}",
+            "space.model.head.when.pairs.loss = hinge; pairs.loss never takes this value; choice: margin, bradley",
+        ),
         ("sweep.num_trails=3", "sweep.num_trails = 3; unknown key; did you mean num_trials?"),
         ("sweep.num_trials=0", "sweep.num_trials = 0; must be a whole number >= 1, or null"),
         (
@@ -108,12 +113,31 @@ def test_all_mistakes_are_named_at_once(file: Path) -> None:
     assert len(found) == 4
 
 
+def test_a_grid_without_end_is_refused_unless_a_number_ends_it(file: Path) -> None:
+    keys = ["optim.weight_decay", "model.dropout", "train.ema_decay", "augment.brightness"]
+    listed = "[" + ", ".join(f"0.{number:02d}" for number in range(1, 11)) + "]"
+    space = [f"space.{key}={{grid: {listed}}}" for key in keys]
+    given = [*space, "space.pairs.margin=null", "space.optim.learning_rate=null", "sweep.searcher=grid"]
+    assert problems(file, *given, "sweep.num_trials=null") == [
+        "sweep.num_trials = null; the grid has 20,000 combinations; give a number"
+    ]
+    assert load_sweep(file, [*given, "sweep.num_trials=7"]).settings.num_trials == 7
+
+
 def test_pbt_says_what_it_asks_of_the_run(file: Path) -> None:
     text = "\n".join(problems(file, "sweep.scheduler=pbt", "sweep.searcher=optuna", "space.pairs.loss=null",
                               "space.pairs.margin=null", "train.eval_every_epochs=2",
                               "train.early_stopping_patience=3"))  # fmt: skip
     for part in ("searcher must be random", "interval_epochs = 1 must be a multiple", "patience must be null"):
         assert part in text
+
+
+def test_a_sweep_is_no_run_config(file: Path) -> None:
+    with pytest.raises(ConfigError, match="so it is a sweep; hai tune --config"):
+        load_config(file)
+    assert is_sweep(file)
+    assert not is_sweep(file.parent / "base.yaml")
+    assert not is_sweep(file.parent / "nothing.yaml")
 
 
 def test_a_run_config_is_no_sweep(file: Path) -> None:

@@ -123,3 +123,8 @@ def test_efficientnet_weights_fill_the_dual_branch(tmp_path: Path) -> None:
     save_file(donor.state_dict(), tmp_path / "b4.safetensors")
     model = build_model(config("dual_branch_v2", pretrained=str(tmp_path / "b4.safetensors")), 64, seed=0)
     assert torch.equal(model.spatial.backbone.conv_head.weight, donor.conv_head.weight)
+
+
+def test_patches_that_overlap_fit_every_size() -> None:
+    model = build_model(ModelConfig(name="timm:pvt_v2_b0", pretrained=False), 64, seed=0)
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 2)

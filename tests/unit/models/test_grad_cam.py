@@ -154,3 +154,8 @@ def test_half_a_spectrum_is_drawn_whole(size: int) -> None:
 
 def test_other_detectors_have_no_spectrum() -> None:
     assert spectrum_of(Pooled(), torch.randn(1, 3, SIZE, SIZE)) is None
+
+
+def test_a_model_that_keeps_no_places_apart_has_no_view() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)).eval()
+    assert grad_cam(model, torch.randn(1, 3, 8, 8), torch.ones(1)) == {}

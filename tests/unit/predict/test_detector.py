@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from ranked_run import save_ranker
 from trained_run import save_image, save_run
@@ -56,6 +57,17 @@ def test_one_image_needs_no_list(run: Path, folder: Path) -> None:
     assert model([]).shape == (0,)
 
 
+def test_wrong_options_are_named(run: Path, folder: Path) -> None:
+    model = load_detector(run)
+    with pytest.raises(ConfigError) as caught:
+        model([folder / "1.png"], faces="some", aggregate="sum", frames=0)
+    assert str(caught.value).split("\n") == [
+        "faces = some; must be auto, always or never",
+        "aggregate = sum; must be one of mean, median, topk, max",
+        "frames = 0; must be at least 1",
+    ]
+
+
 def test_unusable_images_are_named(run: Path, folder: Path, tmp_path: Path) -> None:
     model = load_detector(run)
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
@@ -77,3 +89,10 @@ def test_rankers_load_too_and_are_no_detectors(tmp_path: Path) -> None:
     assert isinstance(hai.load(ranker), Ranker)
     with pytest.raises(ConfigError, match="not a detector"):
         load_detector(ranker)
+
+
+def test_photographs_of_phones_are_not_refused(run: Path) -> None:
+    from hai.predict.run import view_for
+    from hai.trained import load_trained
+
+    assert view_for(load_trained(str(run), torch.device("cpu")), "auto").max_megapixels == 120

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +102,8 @@ def test_crops_of_preprocessing_are_known_by_their_place(tmp_path: Path) -> None
     (tmp_path / "crops" / PREPROCESS).write_text(json.dumps({"settings": as_record(SETTINGS)}), encoding="utf-8")
     assert is_ready_crop(inside)
     assert not is_ready_crop(outside)
-    shutil.rmtree(tmp_path / "crops")
+    for name in ("test/clip.mp4", "test/a.png", "a.png", "train/real/clip.mp4", "train/real/more/a.png"):
+        assert not is_ready_crop(tmp_path / "crops" / name), f"{name} was put there by somebody else"
 
 
 def test_image_of_pillow_is_its_file(tmp_path: Path) -> None:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+import zipfile
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from ranked_run import save_ranker
-from trained_run import save_run
+from trained_run import save_image, save_run
 
-from hai.errors import ConfigError
+from hai.errors import CheckpointError, ConfigError
 from hai.faces.settings import CropSettings
 from hai.score_scale import Scale
-from hai.submit.environment import bare_environment, packages_for, requirement_lines, training_packages
-from hai.submit.package import Package, build_package
+from hai.submit.environment import (
+    bare_environment,
+    packages_for,
+    pinned_lines,
+    python_version,
+    requirement_lines,
+    run_command,
+    training_packages,
+)
+from hai.submit.package import Package, Target, build_package
 from hai.submit.proof import Proof, draw_samples
 from hai.submit.run import check_rules, run_submission
 from hai.trained import load_trained
@@ -66,6 +76,23 @@ def test_the_model_of_a_package_is_the_checkpoint(run: Path, tmp_path: Path) -> 
     assert package.num_parameters == sum(tensor.numel() for tensor in own.model.state_dict().values())
 
 
+def test_a_package_holds_no_trace_of_the_machine_that_made_it(tmp_path: Path) -> None:
+    sources = "data.sources=[{name: clips, path: /mnt/me/clips}, {name: stills, path: /mnt/me/stills.csv}]"
+    run = save_run(tmp_path / "runs", overrides=(sources, "storage=/mnt/me/runs"))
+    text = (run / "run.yaml").read_text(encoding="utf-8")
+    (run / "run.yaml").write_text(text.replace("pretrained: true", "pretrained: /mnt/me/weights.safetensors"))
+    folder = build(run, tmp_path / "package").folder
+    files = [path for path in folder.rglob("*") if path.is_file() and "src" not in path.parts]
+    for path in files:
+        assert b"/mnt/me" not in path.read_bytes(), path
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    command = "data.sources.0.path=clips data.sources.1.path=stills model.pretrained=weights.safetensors\n```\n"
+    assert command in (folder / "README.md").read_text(encoding="utf-8")
+    config = yaml.safe_load((folder / "config/config.yaml").read_text(encoding="utf-8"))
+    assert [source["name"] for source in config["data"]["sources"]] == ["clips", "stills"]
+    assert config["model"]["pretrained"] == "weights.safetensors"
+
+
 def test_python_files_of_a_package_compile_and_name_what_exists(run: Path, tmp_path: Path) -> None:
     import ast
 
@@ -109,6 +136,37 @@ def test_what_cannot_run_offline_is_refused(tmp_path: Path) -> None:
         build(ranker, tmp_path / "other")
 
 
+def test_faces_cut_by_settings_of_another_version_are_refused_in_a_line(tmp_path: Path) -> None:
+    from hai.checkpoint.format import load_checkpoint, write_checkpoint
+
+    run = save_run(tmp_path / "runs", crop_settings=CropSettings())
+    (folder,) = (run / "checkpoints").iterdir()
+    found = load_checkpoint(folder)
+    other = tmp_path / "other"
+    write_checkpoint(other, found.model, {}, {**found.meta, "crop_settings": {"of_tomorrow": 1}})
+    (other / "run.yaml").write_bytes((run / "run.yaml").read_bytes())
+    with pytest.raises(CheckpointError, match="settings that this version does not have"):
+        build(other, tmp_path / "package")
+    assert build(other, tmp_path / "never", faces="never").folder.is_dir()
+
+
+def test_inputs_are_laid_out_for_the_notebook_under_the_names_of_the_table(tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    from hai.predict import find_files
+    from hai.submit.proof import gather_inputs
+
+    for name in ("folder/a/b.png", "c.png"):
+        save_image(tmp_path / name, 1)
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.write(tmp_path / "c.png", "inner/d.png")
+    inputs = [str(tmp_path / name) for name in ("folder", "c.png", "more.zip")]
+    gather_inputs(inputs, tmp_path / "data", tmp_path / "room")
+    with ExitStack() as stack:
+        named = [name for given in inputs for name, _ in find_files(given, stack)]
+        assert sorted(named) == [name for name, _ in find_files(str(tmp_path / "data"), stack)]
+
+
 def test_requirements_are_pinned_for_docker_and_open_for_notebooks() -> None:
     from hai.config.schema import ModelConfig
 
@@ -118,11 +176,39 @@ def test_requirements_are_pinned_for_docker_and_open_for_notebooks() -> None:
     exact = requirement_lines(names, exact=True).splitlines()
     assert all(re.fullmatch(r"[a-z-]+==[\w.]+", line) for line in exact)
     least = requirement_lines(names, exact=False).splitlines()
-    assert "torch>=2.10" in least
+    assert {"torch>=2.5", "numpy>=1.26"} <= set(least), "a platform's own versions stay"
     assert len(least) == len(exact)
+    of_driver = requirement_lines(["torch", "torchvision", "av"], exact=False, torch="2.7.1").splitlines()
+    assert of_driver[:2] == ["torch==2.7.1", "torchvision"]
+    assert of_driver[2].startswith("av>=")
     assert "ray[train,tune]" in training_packages()
     with pytest.raises(ConfigError, match="no-such-package is not installed here"):
         requirement_lines(["no-such-package"], exact=True)
+
+
+def test_a_package_is_made_for_the_python_of_the_contest(run: Path, tmp_path: Path) -> None:
+    assert python_version(sys.executable) == sys.version_info[:2]
+    with pytest.raises(ConfigError, match=r"--python = no-python; is no Python that runs here"):
+        python_version("no-python")
+    old = tmp_path / "python3.8"
+    old.write_text("#!/bin/sh\necho 3 8\n", encoding="utf-8")
+    old.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"is Python 3\.8; scoring needs 3\.10 or newer"):
+        run_submission(str(run), str(tmp_path / "out"), format="dacon", python=str(old))
+    old.write_text("#!/bin/sh\necho 3 10\n", encoding="utf-8")
+    folder = tmp_path / "package"
+    folder.mkdir()
+    target = Target(str(old), "2.7.1")
+    build_package(str(run), folder, "dacon", frames=5, faces="auto", aggregate="mean", target=target)
+    assert "FROM python:3.10-slim" in (folder / "env/Dockerfile").read_text(encoding="utf-8")
+    lines = (folder / "env/requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if "==" in line] == ["torch==2.7.1"]
+
+
+def test_versions_of_an_environment_are_pinned() -> None:
+    found = pinned_lines(Path(sys.executable), "numpy>=1\nPillow>=2\n").splitlines()
+    assert [line.partition("==")[0] for line in found] == ["numpy", "pillow"]
+    assert all(re.fullmatch(r"[a-z]+==[\w.]+", line) for line in found)
 
 
 def test_nothing_of_the_user_reaches_the_proof(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,14 +218,28 @@ def test_nothing_of_the_user_reaches_the_proof(monkeypatch: pytest.MonkeyPatch, 
     assert bare_environment(tmp_path)["HOME"] == str(tmp_path)
 
 
+def test_what_commands_say_is_kept_and_none_lasts_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"]
+    status, said = run_command(words, {})
+    assert status == 3
+    assert set(said.split()) == {"out", "err"}
+    monkeypatch.setattr("hai.submit.environment._MOST_SECONDS", 0.05)
+    with pytest.raises(ConfigError, match="has not ended within an hour; try the package on fewer files"):
+        run_command([sys.executable, "-c", "import time; time.sleep(30)"], {})
+
+
 def test_rules_tell_what_holds_and_what_was_not_shown(run: Path, tmp_path: Path) -> None:
     package = build(run, tmp_path / "package")
     found = {rule.name: rule for rule in check_rules(package, None)}
     assert found["single model"].holds
     assert found["no network"].holds is None
-    good = Proof(7, 3.0, 1e-7, 2e-7, [])
+    good = Proof(7, 3.0, "", 1e-7, 2e-7, [])
     assert all(rule.holds is not False for rule in check_rules(package, good))
-    for bad in (Proof(7, 3.0, 2e-5, 0.0, []), Proof(7, 3.0, 0.0, 1e-3, []), Proof(7, 3.0, 0.0, None, ["a: fake"])):
+    for bad in (
+        Proof(7, 3.0, "", 2e-5, 0.0, []),
+        Proof(7, 3.0, "", 0.0, 1e-3, []),
+        Proof(7, 3.0, "", 0.0, None, ["a: fake"]),
+    ):
         assert [rule.name for rule in check_rules(package, bad) if rule.holds is False] == [
             "same scores as hai predict"
         ]
@@ -152,13 +252,14 @@ def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> Non
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError) as caught:
         run_submission(
-            str(run), str(tmp_path / "full"), format="zip", inputs=["gone"], frames=0, faces="some", aggregate="sum"
-        )
+            str(run), str(tmp_path / "full"), format="zip", inputs=["gone"], frames=0, faces="some", aggregate="sum",
+            torch="new",
+        )  # fmt: skip
     starts = [line.split(";")[0].split(" = ")[0] for line in str(caught.value).split("\n")]
-    assert starts == ["--format", "--output", "--faces", "--aggregate", "--frames", "--input"]
+    assert starts == ["--format", "--output", "--faces", "--aggregate", "--frames", "--torch", "--input"]
 
 
-@pytest.mark.parametrize("name", ["package", "package.zip"])
+@pytest.mark.parametrize("name", ["samples", "package.zip"])
 def test_a_package_without_proof_is_written_all_the_same(run: Path, tmp_path: Path, capsys, name: str) -> None:  # type: ignore[no-untyped-def]
     assert run_submission(str(run), str(tmp_path / name), format="dacon", proof=False) == 0
     said = capsys.readouterr().out

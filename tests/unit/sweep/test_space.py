@@ -56,6 +56,9 @@ def test_combinations_stand_once_where_conditions_make_some_equal() -> None:
         {"pairs.loss": "margin", "pairs.margin": 1.0},
         {"pairs.loss": "bradley_terry"},
     ]
+    assert combinations(space, 1) == [{"pairs.loss": "margin", "pairs.margin": 0.5}]
+    endless = {f"model.key_{number}": Entry("grid", tuple(range(100)), {}) for number in range(20)}
+    assert len(combinations(endless, 30)) == 30
 
 
 def test_perturbing_stays_in_the_space_and_near_or_draws_anew() -> None:

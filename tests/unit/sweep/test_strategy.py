@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,16 @@ def quality(trial: TrialRecord, epoch: float) -> float:
 class Paper:
     """Carries out pieces, several at once, in an order of its own; can be cut off anywhere."""
 
-    def __init__(self, sweep: Sweep, *, at_once: int = 1, seed: int = 0, fails: frozenset[int] = frozenset()) -> None:
-        self.sweep, self.at_once, self.fails = sweep, at_once, fails
+    def __init__(
+        self,
+        sweep: Sweep,
+        *,
+        at_once: int = 1,
+        seed: int = 0,
+        fails: frozenset[int] = frozenset(),
+        mute: frozenset[int] = frozenset(),
+    ) -> None:
+        self.sweep, self.at_once, self.fails, self.mute = sweep, at_once, fails, mute
         self.trials: dict[int, TrialRecord] = {}
         self.running: list[Job] = []
         self.epochs = 0.0
@@ -80,9 +89,9 @@ class Paper:
         else:
             start = trial.step / STEPS if trial.step else int(trial.parent[-8:] or 0) / STEPS if trial.parent else 0.0
             self.epochs += end - start
-            value = quality(trial, end)
-            status = "paused" if job.until_epoch else "finished"
-            outcome = Outcome(status, int(end * STEPS), 1.0, value, value, ((int(end * STEPS), value),))
+            value = None if trial.number in self.mute else quality(trial, end)
+            status, step = "paused" if job.until_epoch else "finished", int(end * STEPS)
+            outcome = Outcome(status, step, 1.0, value, value, () if value is None else ((step, value),))
         self.trials[trial.number] = self.strategy.settled(trial, outcome)
         return True
 
@@ -198,6 +207,39 @@ def test_pbt_gives_the_place_of_a_failed_member_to_a_strong_one(make) -> None:
     assert second[-1].parent
 
 
+@pytest.mark.parametrize("scheduler", ["asha", "pbt"])
+def test_a_trial_without_a_value_where_trials_are_compared_holds_up_nobody(make, scheduler: str) -> None:
+    paper = Paper(make(scheduler, 6, more="interval_epochs: 9"), mute=frozenset({2, 3}))
+    for _ in range(200):
+        if not paper.step():
+            break
+    trials = paper.records()
+    assert not paper.step(), "it goes round in circles"
+    assert [trial.status for trial in trials if trial.number in (2, 3)] == ["failed", "failed"]
+    assert "no value at step" in trials[2].error
+    assert any(trial.status == "finished" for trial in trials if trial.number > 0)
+
+
+def test_going_on_tries_again_what_its_values_are_not_to_blame_for(make) -> None:
+    sweep = make("pbt", 4, more="interval_epochs: 9")
+    strategy = Strategy(sweep, EPOCHS)
+    member = {"params": {}, "value": None, "step": 0, "seconds": 0.0, "history": [], "parent": "", "changed": {},
+              "folder": ""}  # fmt: skip
+    trials = [
+        TrialRecord(id="a", number=1, status="failed", error="the disk is full", may_retry=True, member=0, **member),
+        TrialRecord(id="b", number=2, status="failed", error="NaN", member=1, **member),
+        TrialRecord(id="c", number=3, status="failed", error="killed", may_retry=True, member=2, **member),
+        TrialRecord(id="d", number=4, status="running", error="", member=3, **member),
+        TrialRecord(id="e", number=5, status="finished", error="", member=2, generation=1, **member),  # in c's place
+    ]
+    assert [(trial.id, trial.status, trial.error) for trial in strategy.reopened(trials)] == [
+        ("a", "pending", ""), ("b", "failed", "NaN"), ("c", "failed", "killed"), ("d", "pending", ""),
+        ("e", "finished", ""),
+    ]  # fmt: skip
+    retried = strategy.settled(trials[0], Outcome("failed", error="the disk is full", may_retry=True))
+    assert parse_trials(trials_csv([retried], [])) == [retried]
+
+
 def test_a_grid_is_tried_once_and_a_small_space_ends(make) -> None:
     space = "{optim.learning_rate: {choice: [1e-4, 1e-3]}, optim.weight_decay: {grid: [0.0, 0.1]}}"
     grid = Paper(make("none", "null", "grid", space)).run()
@@ -232,10 +274,11 @@ def test_the_table_keeps_every_kind_of_value(make) -> None:
     trial = TrialRecord(
         id="ab", number=3, status="failed", params={"a.b": "null", "c": [1, 2.5], "d": None, "e": True, "f": "x, y"},
         value=None, step=0, seconds=1.5, history=[(3, 0.25)], parent="cd/step_00000001", changed={"c": [1, 2.5]},
-        error="line one\nline \"two\"", folder="trials/ab", rungs=[0.5], member=2, generation=1,
+        error="line one\nline \"two\"", folder="trials/ab", rungs=[0.5], member=2, generation=1, may_retry=True,
     )  # fmt: skip
     text = trials_csv([trial], ["a.b", "c", "d", "e", "f", "absent"])
     assert parse_trials(text) == [trial]
+    assert parse_trials(text.replace(",may_retry", "").replace(",2,1,1,", ",2,1,")) == [replace(trial, may_retry=False)]
     with pytest.raises(ValueError, match="column"):
         parse_trials("a,b\n1,2\n")
     with pytest.raises(ValueError, match="line 2"):

@@ -1,0 +1,181 @@
+"""A sweep around its trials: what is refused, tried again, and left behind; a trial's value is made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import hai
+from hai.checkpoint.remote import locate
+from hai.config.sweep import load_sweep
+from hai.errors import ConfigError, NonFiniteError, StorageError
+from hai.launch import trial as trials
+from hai.launch.board import Board
+from hai.sweep.folder import SweepFolder
+from hai.sweep.strategy import Strategy
+from hai.types import Record
+
+SWEEP = """
+task: ranker
+data: {{sources: [{{name: art, path: "{art}"}}], image_size: 32}}
+model: {{name: compact, pretrained: false, freeze_backbone: false}}
+scale: {{launcher: in_process, use_gpu: false}}
+train: {{max_epochs: 3}}
+space: {{optim.learning_rate: {{loguniform: [1e-4, 1e-1]}}}}
+sweep: {{num_trials: 2, scheduler: none, evaluate_test: false}}
+"""
+Trainer = Callable[[Record], Record]
+
+
+@pytest.fixture
+def sweep(small_art: Path, tmp_path: Path) -> Path:
+    table = (small_art / "metadata.csv").read_text(encoding="utf-8")
+    (tmp_path / "metadata.csv").write_text(table, encoding="utf-8")
+    (tmp_path / "images").symlink_to(small_art / "images")
+    path = tmp_path / "heads.yaml"
+    path.write_text(SWEEP.format(art=tmp_path / "metadata.csv"), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the trials that were trained; each comes out well."""
+    return play(monkeypatch, lambda job: {"status": "finished", "step": 6, "value": 0.5 + job["number"] / 100})
+
+
+def play(monkeypatch: pytest.MonkeyPatch, train: Trainer) -> list[int]:
+    asked: list[int] = []
+
+    def train_trial(job: Record, **_: object) -> Record:
+        asked.append(job["number"])
+        return train(job)
+
+    monkeypatch.setattr(trials, "train_trial", train_trial)
+    return asked
+
+
+def status(folder: Path) -> str:
+    return str(json.loads((folder / "heads" / "summary.json").read_text(encoding="utf-8"))["status"])
+
+
+def test_trials_are_compared_on_the_same_data(sweep: Path, trained: list[int], tmp_path: Path) -> None:
+    assert hai.tune(sweep, storage=tmp_path).best
+    table = tmp_path / "metadata.csv"
+    whole = table.read_text(encoding="utf-8")
+    table.write_text("\n".join(whole.splitlines()[:-1]) + "\n", encoding="utf-8")
+    with pytest.raises(
+        ConfigError, match=r"data: the sweep has \w{12}\.\.\., the sources now give \w{12}\.\.\.;.*\n.*--name"
+    ):
+        hai.tune(sweep, "sweep.num_trials=3", storage=tmp_path)
+    table.write_text(whole, encoding="utf-8")
+    hai.tune(sweep, "sweep.num_trials=3", storage=tmp_path)
+    assert trained == [0, 1, 2, 3]
+
+
+def test_a_metric_that_no_evaluation_has_is_refused_before_a_trial(
+    sweep: Path, trained: list[int], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.metric = srrc; evaluations have .*pair_accuracy.*srcc"):
+        hai.tune(sweep, "sweep.metric=srrc", storage=tmp_path)
+    assert trained == []
+    assert len(hai.tune(sweep, "sweep.metric=srcc", storage=tmp_path).trials) == 3
+
+
+def test_what_may_be_mended_is_tried_again_when_the_sweep_goes_on(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(job: Record) -> Record:
+        if job["number"] == 1:
+            raise StorageError("gs://bucket: does not answer")
+        if job["number"] == 2:
+            raise NonFiniteError("loss = NaN")
+        return {"status": "finished", "value": 0.5}
+
+    first = play(monkeypatch, train)
+    sweep_of = hai.tune(sweep, storage=tmp_path)
+    assert (first, [trial.status for trial in sweep_of.trials]) == ([0, 1, 2], ["finished", "failed", "failed"])
+    again = play(monkeypatch, lambda _: {"status": "finished", "value": 0.6})
+    sweep_of = hai.tune(sweep, storage=tmp_path)
+    assert (again, [trial.status for trial in sweep_of.trials]) == ([1], ["finished", "finished", "failed"])
+    assert "trial 1 failed (gs://bucket: does not answer); trying it again" in "".join(capsys.readouterr())
+
+
+def test_trouble_at_the_end_leaves_a_sweep_that_goes_on(
+    sweep: Path, trained: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def evaluate(*_: object, **__: object) -> Record:
+        raise StorageError("gs://bucket: does not answer")
+
+    monkeypatch.setattr("hai.evaluation.evaluate_checkpoint", evaluate)
+    with pytest.raises(StorageError):
+        hai.tune(sweep, "sweep.evaluate_test=true", storage=tmp_path)
+    assert status(tmp_path) == "interrupted"
+    assert (tmp_path / "heads" / "best.yaml").read_text(encoding="utf-8").startswith("# Trial 2 of the sweep heads")
+    measured = {"metrics": {"pair_accuracy": {"value": 0.7, "low": 0.6, "high": 0.8}}, "n": 8, "num_groups": 4}
+    monkeypatch.setattr("hai.evaluation.evaluate_checkpoint", lambda *_, **__: measured)
+    hai.tune(sweep, "sweep.evaluate_test=true", storage=tmp_path)
+    assert status(tmp_path) == "finished"
+    assert trained == [0, 1, 2]
+
+
+def test_a_failure_keeps_its_reason_even_if_that_comes_late(sweep: Path, tmp_path: Path) -> None:
+    loaded = load_sweep(sweep)
+    folder, heard = SweepFolder(locate(str(tmp_path), "heads"), "", print), []
+    board = Board(
+        Strategy(loaded, 3.0), folder, metric="srcc", mode="max", keys=list(loaded.space),
+        common={"storage": str(tmp_path)}, say=heard.append,
+    )  # fmt: skip
+    assert board.take(lambda config: config) is not None
+    board.failed(0)
+    assert "died again and again" in board.trials[0].error
+    board.note_trouble(0, "RuntimeError: see s3://user:canary-secret@bucket/x\nTraceback ...")
+    assert folder.load_trials()[0].error.startswith("RuntimeError: see s3://***@bucket/x\nTraceback")
+    assert folder.load_trials()[0].may_retry
+    assert "canary" not in "".join(heard)
+    board.take(lambda config: config)
+    board.note_trouble(1, "OSError: the card has fallen off")
+    assert heard[-1].endswith("fallen off; starting it again from its newest checkpoint")
+    board.failed(1)
+    assert board.trials[1].error == "OSError: the card has fallen off"
+
+
+def test_a_sweep_out_of_time_shows_what_it_has_and_is_not_finished(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("hai.launch.sweep.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def train(job: Record) -> Record:
+        clock[0] += 50.0
+        return {"status": "finished", "step": 6, "value": 0.5}
+
+    asked = play(monkeypatch, train)
+    for turn, status_then in enumerate(["interrupted", "finished"]):
+        found = hai.tune(sweep, "sweep.time_limit_minutes=1.5", storage=tmp_path)
+        assert (found.status, status(tmp_path)) == (status_then, status_then)
+        assert ("the time limit has come before the end" in "".join(capsys.readouterr())) != bool(turn)
+        assert (tmp_path / "heads" / "report.html").exists()
+    assert asked == [0, 1, 2]
+
+
+def test_too_little_time_is_called_that(sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    play(monkeypatch, lambda _: {"status": "interrupted", "step": 3})
+    with pytest.raises(ConfigError, match="no trial has a value\nthe time limit came before the first evaluation"):
+        hai.tune(sweep, "sweep.time_limit_minutes=1e-9", storage=tmp_path)
+    assert status(tmp_path) == "interrupted"
+
+
+def test_of_a_trials_lines_those_are_passed_on_that_people_must_know() -> None:
+    heard: list[str] = []
+    tell = trials.telling(7, heard.append)
+    for line in (
+        "epoch 1, step 3/9: val ...",
+        "storage: not on gs://b: step_00000003",
+        "starting from step 0 on 1 worker",
+    ):
+        tell(line)
+    assert heard == ["trial 7: storage: not on gs://b: step_00000003"]
