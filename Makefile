@@ -10,13 +10,15 @@ export UV_PYTHON_DOWNLOADS := never
 unexport RAY_ADDRESS
 test test-all: export RAY_AUTH_MODE := disabled
 
-# What starts Ray mostly waits, so it runs beside the rest; its output comes last. Ray lowers its workers' priority and gives
-# its own processes half a minute to start, so the rest is nicer still.
-define halves
-	@log=$$(mktemp); trap 'kill $$ray 2>/dev/null; rm -f "$$log"' EXIT INT TERM; \
-	$(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and ray" > "$$log" 2>&1 & ray=$$!; \
-	nice -n 19 $(BIN)/python -m pytest -m "($(1)) and not ray"; rest=$$?; \
-	wait $$ray; code=$$?; cat "$$log"; exit $$((rest || code))
+# What starts Ray mostly waits, so it runs beside the rest, as the unit tests do; their output comes last. Ray lowers its
+# workers' priority and gives its own processes half a minute to start, so all else is nicer still.
+define parts
+	@logs=$$(mktemp -d); trap 'kill $$ray $$unit 2>/dev/null; rm -rf "$$logs"' EXIT INT TERM; \
+	$(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and ray" > "$$logs/ray" 2>&1 & ray=$$!; \
+	nice -n 19 $(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and not ray" tests/unit > "$$logs/unit" 2>&1 & unit=$$!; \
+	nice -n 19 $(BIN)/python -m pytest -m "($(1)) and not ray" --ignore=tests/unit; rest=$$?; \
+	wait $$unit; code=$$?; cat "$$logs/unit"; rest=$$((rest || code)); \
+	wait $$ray; code=$$?; cat "$$logs/ray"; exit $$((rest || code))
 endef
 
 .PHONY: setup demo test test-all lint type docs clean help
@@ -49,10 +51,10 @@ demo: setup
 	@$(BIN)/hai evaluate --checkpoint demo/runs/demo --data demo/data
 
 test: setup
-	$(call halves,not slow)
+	$(call parts,not slow)
 
 test-all: setup
-	$(call halves,slow or not slow)
+	$(call parts,slow or not slow)
 
 lint: setup
 	$(BIN)/ruff check .
