@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from benchmarks._classic import BATCH, RECIPE, SIZE, usual_loader
 from benchmarks._images import draw_faces, draw_photographs
@@ -200,7 +200,7 @@ def _exactness(faces: Path, large: Path) -> list[dict[str, Any]]:
     decoded, resized = 0, 0
     for content in contents:
         with Image.open(io.BytesIO(content)) as opened:
-            picture = opened.convert("RGB")
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
         pixels = decode_image(content)
         decoded = max(decoded, _levels(pixels, picture))
         for size in (SIZE, 380):

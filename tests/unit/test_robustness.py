@@ -105,6 +105,7 @@ def test_the_page_and_the_console_show_it(evaluated: Any) -> None:
     assert "brightness" in {fact for fact, _ in errors}
 
 
+@pytest.mark.slow  # each halving collects the garbage of the whole process of the tests
 def test_where_memory_runs_out_fewer_images_are_predicted_at_once(
     run: Path, data: Path, evaluated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
