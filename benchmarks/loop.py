@@ -71,9 +71,11 @@ def _train_on_ray(spec: dict[str, Any]) -> None:
     from hai.launch.cluster import connected
 
     with connected(lambda line: print(line, file=sys.stderr)) as ray:
+        import ray.cloudpickle
         import ray.train
         from ray.train.torch import TorchTrainer
 
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find it under this name
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         TorchTrainer(
             _on_worker,
