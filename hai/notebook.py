@@ -10,7 +10,6 @@ from __future__ import annotations
 import codecs
 import fcntl
 import html
-import importlib.metadata
 import os
 import pty
 import re
@@ -21,10 +20,7 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,9 +29,10 @@ import hai
 from hai.errors import ConfigError, DataError, HaiError
 from hai.live import NotebookTerminal
 from hai.masking import without_secrets
+from hai.packages import KEPT, install_missing, installed_versions, lacking, pip_install, requirements_of
 
 if TYPE_CHECKING:
-    from packaging.requirements import Requirement
+    pass
 
 __all__ = [
     "ROOT",
@@ -43,7 +40,6 @@ __all__ = [
     "finish",
     "install",
     "is_colab",
-    "lacking",
     "log_in",
     "place",
     "run",
@@ -63,7 +59,6 @@ ROOT: Final = _root()
 _DRIVE: Final = "drive/MyDrive"
 _WIDTH: Final = 100
 _REDRAW_SECONDS: Final = 0.25
-_KEPT: Final = ("torch", "torchvision", "torchaudio", "numpy", "pandas", "scipy", "pyarrow", "protobuf")
 _COMMAND: Final = (
     "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.argv[0] = 'hai'; "  # ends with its kernel
     "from hai.cli import main; main()"
@@ -90,14 +85,14 @@ def install(*extras: str, in_kernel: bool = False) -> None:
         ConfigError: no set of packages fits what is installed, or the session has to be restarted once.
     """
     os.environ["PYTHONPATH"] = _python_path()
-    before = _installed()
-    wanted = lacking(_requirements(extras), before)
+    before = installed_versions()
+    wanted = lacking(requirements_of(ROOT, extras), before)
     if wanted:
-        _install(wanted, before)
+        install_missing(wanted, before)
     if shutil.which("hai") is None and (ROOT / "pyproject.toml").is_file():
-        _pip("--no-deps", "-e", str(ROOT))
-    after = _installed()
-    moved = [f"{name} {before[name]} -> {after.get(name)}" for name in _KEPT if before.get(name) != after.get(name)]
+        pip_install("--no-deps", "-e", str(ROOT))
+    after = installed_versions()
+    moved = [f"{name} {before[name]} -> {after.get(name)}" for name in KEPT if before.get(name) != after.get(name)]
     if moved and "torch" in before:
         raise ConfigError(
             f"packages: {', '.join(moved)} changed, which must not be; start a new session, run all again"
@@ -112,66 +107,6 @@ def install(*extras: str, in_kernel: bool = False) -> None:
         raise ConfigError(
             "this session has loaded the old Pillow already; choose Runtime > Restart session and run all, once"
         )
-
-
-def lacking(requirements: Iterable[Requirement], installed: Mapping[str, str]) -> list[Requirement]:
-    """Choose the requirements that the installed versions do not meet.
-
-    Args:
-        requirements: what is needed.
-        installed: {name in lower case with dashes: version}.
-    """
-    applying = [wish for wish in requirements if wish.marker is None or wish.marker.evaluate()]
-    return [
-        wish
-        for wish in applying
-        if (version := installed.get(_key(wish.name))) is None or not wish.specifier.contains(version, prereleases=True)
-    ]
-
-
-def _install(wanted: Sequence[Requirement], installed: Mapping[str, str]) -> None:
-    """Install with everything else held as it is, and if that cannot be, with what torch and numpy stand for held."""
-    renewed = {_key(wish.name) for wish in wanted}
-    held = {name: version for name, version in installed.items() if name not in renewed}
-    try:
-        _pip(*map(str, wanted), held=held)
-    except ConfigError:
-        _pip(*map(str, wanted), held={name: held[name] for name in _KEPT if name in held})
-
-
-def _pip(*words: str, held: Mapping[str, str] | None = None) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        constraints = Path(folder) / "held.txt"
-        constraints.write_text("".join(f"{name}=={version}\n" for name, version in (held or {}).items()), "utf-8")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run(
-            [*command, "-c", str(constraints), *words], capture_output=True, text=True, encoding="utf-8", check=False
-        )
-    if done.returncode:
-        raise ConfigError(f"pip install {shlex.join(words)}:\n{without_secrets(done.stderr.strip())[-2000:]}")
-
-
-def _requirements(extras: Sequence[str]) -> list[Requirement]:
-    from packaging.requirements import Requirement
-
-    file = ROOT / "pyproject.toml"
-    if not file.is_file():
-        return []  # an installed package has brought what it needs
-    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-    optional = [wish for extra in extras for wish in project["optional-dependencies"][extra]]
-    return [Requirement(wish) for wish in (*project["dependencies"], *optional)]
-
-
-def _installed() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in importlib.metadata.distributions():
-        if name := package.metadata["Name"]:
-            found.setdefault(_key(name), package.version)  # the first on the path is the one that is imported
-    return found
-
-
-def _key(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 # Places and logins

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,19 @@ def train_workers(inside: subprocess.Popen[Any] | None = None) -> list[psutil.Pr
     """The processes of Ray Train's workers, on this machine or on one node of it."""
     found = psutil.process_iter() if inside is None else psutil.Process(inside.pid).children(recursive=True)
     return [process for process in found if "RayTrainWorker" in process.name()]
+
+
+def http_status(url: str, token: str | None, body: bytes | None = None) -> int:
+    """What a server answers to JSON with this token; 0 where there is none."""
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code
+    except OSError:
+        return 0
 
 
 def output(storage: Path) -> str:

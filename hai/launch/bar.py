@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from hai.live import build_console
 from hai.masking import without_secrets
@@ -16,29 +16,18 @@ __all__ = ["SweepBar", "TrainingBar"]
 _PLAIN_SECONDS = 30.0
 
 
-class TrainingBar:
-    """Show lines and progress on standard error; a bar with ETA, loss and examples/s on a terminal, in a notebook."""
+class _Bar:
+    """Lines for people above a bar on standard error; without a terminal or notebook the lines alone."""
 
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    def __init__(self, *columns: Any) -> None:
+        from rich.progress import Progress
 
         self._console = build_console()
         self._live = self._console.is_terminal
-        self._bar: Any = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
+        self._bar: Any = Progress(*columns, console=self._console, transient=True)
         self._task: Any = None
-        self._told = 0.0
 
-    def __enter__(self) -> TrainingBar:
+    def __enter__(self) -> Self:
         """Start drawing."""
         if self._live:
             self._bar.start()
@@ -54,6 +43,24 @@ class TrainingBar:
     def say(self, line: str) -> None:
         """Print one line for people above the bar."""
         self._console.print(without_secrets(line), markup=False)
+
+
+class TrainingBar(_Bar):
+    """Show lines and progress on standard error; a bar with ETA, loss and examples/s on a terminal, in a notebook."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        self._told = 0.0
 
     def show(self, progress: Record) -> None:
         """Move the bar; where there is none, print a line now and then."""
@@ -80,35 +87,19 @@ class TrainingBar:
             sys.stderr.flush()
 
 
-class SweepBar:
+class SweepBar(_Bar):
     """Show a sweep's lines and how many trials are done, on standard error; a bar on a terminal, in a notebook."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-        self._console = build_console()
-        self._live = self._console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[numbers]}"))
-        self._bar: Any = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
-        self._task: Any = None
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+        )
         self._told = time.monotonic()
-
-    def __enter__(self) -> SweepBar:
-        """Start drawing."""
-        if self._live:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the terminal clean."""
-        if self._live:
-            self._bar.stop()
-
-    def say(self, line: str) -> None:
-        """Print one line for people above the bar."""
-        self._console.print(without_secrets(line), markup=False)
 
     def show(self, progress: Record) -> None:
         """Move the bar; where there is none, print a line now and then.

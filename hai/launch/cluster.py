@@ -16,6 +16,7 @@ from hai.errors import ConfigError
 __all__ = [
     "TOO_SLOW",
     "connected",
+    "forwarded",
     "is_on_loopback",
     "keep_token",
     "live_address",
@@ -26,6 +27,7 @@ __all__ = [
 TOO_SLOW = "Ray did not start"
 """How the error begins that says that this machine was too slow."""
 
+_FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 _CHECK_SECONDS = 2.0
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": loopback is the only address, which is Ray's way on a Mac
 _SILENT: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -53,6 +55,11 @@ def live_address(say: Callable[[str], None]) -> str | None:
     except (OSError, ValueError):
         say(f"no Ray cluster answers at {address} any more; starting an own one")
         return None
+
+
+def forwarded() -> dict[str, str]:
+    """Return those of the driver's environment variables that its workers get, wherever they run."""
+    return {name: os.environ[name] for name in _FORWARDED if name in os.environ}
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 
 from hai.config.schema import RunConfig, ScaleConfig
 from hai.errors import HaiError, OutOfMemoryError
-from hai.launch.cluster import connected, is_on_loopback
+from hai.launch.cluster import connected, forwarded, is_on_loopback
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
 from hai.launch.plan import Outcome, Plan
 from hai.launch.room import Machine, machines_of, plan_group
@@ -28,7 +28,6 @@ __all__ = ["train_on_ray"]
 _GRACE_SECONDS = 15.0
 _PATIENCE_SECONDS = 60.0
 _RESIZE_SECONDS = 30.0  # how often an elastic group looks for room to grow
-_FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 
 
 def _on_worker(spec: Record) -> None:
@@ -108,7 +107,7 @@ def train_on_ray(
         say(f"training on {workers} worker{'' if workers == 1 else 's'}, {kind} each")
         own_node = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
-        forwarded = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+        environment = forwarded()
         with tempfile.TemporaryDirectory(prefix="hai-ray-") as scratch:
             trainer = TorchTrainer(
                 _on_worker,
@@ -122,7 +121,7 @@ def train_on_ray(
                     name=f"{plan.name}-{plan.attempt}",
                     storage_path=scratch,
                     failure_config=ray.train.FailureConfig(max_failures=_max_failures(config)),
-                    worker_runtime_env={"env_vars": forwarded} if forwarded else None,
+                    worker_runtime_env={"env_vars": environment} if environment else None,
                     logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 ),
             )

@@ -24,7 +24,7 @@ from hai.config.schema import RunConfig
 from hai.config.sweep import SweepSettings
 from hai.errors import HaiError
 from hai.launch.board import Board
-from hai.launch.cluster import connected
+from hai.launch.cluster import connected, forwarded
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
 from hai.launch.room import GROWS_TO, Room, machines_of, room_for
 from hai.launch.signals import StopSignals
@@ -35,7 +35,6 @@ __all__ = ["train_on_tune"]
 
 _PATIENCE_SECONDS = 60.0
 _GRACE_SECONDS = 5.0
-_FORWARDED = ("HAI_CACHE", "HAI_STORAGE", "HAI_TEST_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -92,11 +91,10 @@ def train_on_tune(
 
 
 def _tuner(board: Board, mailbox: Any, room: Room, config: RunConfig, scratch: str) -> Any:
-    environment = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     needs: dict[str, float] = {"cpu": room.cpus, "gpu": room.gpus}
     if room.workers > 1:  # the workers claim what they need; this process only waits for them
         needs = {"cpu": 0, "memory": 1 << 20}
-    trainable = tune.with_parameters(_trial, mailbox=mailbox, room=room, environment=environment)
+    trainable = tune.with_parameters(_trial, mailbox=mailbox, room=room, environment=forwarded())
     return tune.Tuner(
         tune.with_resources(trainable, needs),
         tune_config=tune.TuneConfig(search_alg=_Work(board, room), num_samples=-1, reuse_actors=True),

@@ -14,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any
 import fsspec
 import pytest
 import yaml
-from ray_runs import joined_node, kill_tree, ray_command, train_workers
+from ray_runs import http_status, joined_node, kill_tree, ray_command, train_workers
 
 from benchmarks.faults.ray_kills import Head, free_port, start_head
 
@@ -113,16 +111,6 @@ def newest_step(home: Path) -> int:
     return max((json.loads(line)["step"] for line in lines), default=0)
 
 
-def status(url: str, body: bytes, **headers: str) -> int:
-    headers = {"Content-Type": "application/json", **headers}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error.code
-
-
 def check_finished(bucket: fsspec.AbstractFileSystem, head: Head) -> None:
     """Every step once, in the bucket and as `hai runs` tells it."""
     records = [json.loads(line) for line in bucket.cat("bucket/runs/faces/metrics.jsonl").splitlines()]
@@ -140,8 +128,8 @@ def test_a_job_outlives_the_machine_of_its_first_worker(bucket: fsspec.AbstractF
     with contextlib.ExitStack() as stack:
         head = stack.enter_context(guarded_head(tmp_path))
         url, order = f"{head.dashboard}/api/jobs/", json.dumps({"entrypoint": "true"}).encode()
-        assert status(url, order) in (401, 403)
-        assert status(url, order, Authorization=f"Bearer {'f' * 64}") in (401, 403)
+        assert http_status(url, None, order) in (401, 403)
+        assert http_status(url, "f" * 64, order) in (401, 403)
         guard = {key: head.environment[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
         nodes = {
             name: stack.enter_context(joined_node(head.address, tmp_path, ip=ip, **guard, **home(tmp_path, name)))

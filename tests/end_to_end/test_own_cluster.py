@@ -10,8 +10,6 @@ import stat
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pytest
 from conftest import free_port
 from ray_runs import (
     SMOOTH,
+    http_status,
     kill_survivors,
     kill_tree,
     newest_step,
@@ -98,7 +97,7 @@ def guarded_head(tmp_path: Path) -> Iterator[tuple[str, str]]:
         head = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
     try:
         deadline = time.monotonic() + 120
-        while _status(f"http://127.0.0.1:{port}/api/jobs/", token) != 200:
+        while http_status(f"http://127.0.0.1:{port}/api/jobs/", token) != 200:
             assert head.poll() is None, log.read_text(encoding="utf-8")
             assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
             time.sleep(0.5)
@@ -108,28 +107,16 @@ def guarded_head(tmp_path: Path) -> Iterator[tuple[str, str]]:
         shutil.rmtree(sessions, ignore_errors=True)
 
 
-def _status(url: str, token: str | None, body: bytes | None = None) -> int:
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=headers), timeout=30) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error.code
-    except OSError:
-        return 0
-
-
 @pytest.mark.slow
 def test_a_job_without_the_token_is_refused(guarded_head: tuple[str, str], tmp_path: Path) -> None:
     url, token = guarded_head
     mark = tmp_path / "ran"
     job = json.dumps({"entrypoint": f"touch {mark}"}).encode()
-    assert _status(url, None, job) in (401, 403)
-    assert _status(url, "f" * 64, job) in (401, 403)
+    assert http_status(url, None, job) in (401, 403)
+    assert http_status(url, "f" * 64, job) in (401, 403)
     assert not mark.exists()
     deadline = time.monotonic() + 120
-    while (status := _status(url, token, job)) != 200:  # the very same request
+    while (status := http_status(url, token, job)) != 200:  # the very same request
         assert status in (0, 500), "what is not refused may have to wait until Ray's agent is up"
         assert time.monotonic() < deadline
         time.sleep(0.5)

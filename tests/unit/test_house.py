@@ -37,6 +37,7 @@ LAYERS = [
         "hai.console",
         "hai.masking",
         "hai.live",
+        "hai.packages",
     },
     {"hai.config"},
     {

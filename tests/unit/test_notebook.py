@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 import hai
 from hai import notebook
 from hai.errors import ConfigError, DataError
+from hai.packages import lacking
 
 FAKE = Path(__file__).parents[1] / "fake_colab"
 COLAB = {"numpy": "2.1.3", "pillow": "11.3.0", "torch": "2.11.0+cu128", "typing-extensions": "4.16.0"}
@@ -53,7 +54,7 @@ def asked(content: Path) -> list[str]:
     ],
 )
 def test_what_is_there_is_not_installed_again(wish, is_lacking):
-    assert bool(notebook.lacking([Requirement(wish)], COLAB)) == is_lacking
+    assert bool(lacking([Requirement(wish)], COLAB)) == is_lacking
 
 
 def _wheel(folder: Path, name: str, version: str, *needs: str) -> None:
