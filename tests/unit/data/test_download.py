@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hai.data.download import download, plain_request
 from hai.errors import DataError, StorageError
 
 PIECE = 65_536
-DATA = os.urandom(5 * PIECE)
+DATA = random.Random(0).randbytes(5 * PIECE)
 
 
 @pytest.fixture
