@@ -8,6 +8,8 @@ counted for `hai predict`; the server that they are forked from was started befo
 
 - `videos_ratio`, `images_ratio`: files per second of `hai predict` over those of the script, each repeat one after the
   other; the value is the median, `low` and `high` the smallest and largest.
+- `limit_share`: seconds for the videos where half of what they took has been set as the limit, over that limit; all of
+  them are scored, from fewer frames. At most 1.
 - `*_files_per_second`: of each.
 
 Run alone with `python -m benchmarks.predict [--quick]`. The files are made: a face that moves over a wall.
@@ -16,7 +18,7 @@ Run alone with `python -m benchmarks.predict [--quick]`. The files are made: a f
 from __future__ import annotations
 
 import json
-import statistics
+import math
 import sys
 import tempfile
 import time
@@ -31,6 +33,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks._measure import ratios, record
 from hai.checkpoint.format import Checkpoint
 from hai.config.load import config_from_yaml_text
 from hai.data.images import decode_image, fit_image
@@ -63,6 +66,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
         predicted(warm, model)  # starts what processes are forked from
         scored_one_by_one(warm[:1], model)
         rates = {kind: ([], []) for kind in sets}  # type: dict[str, tuple[list[float], list[float]]]
+        shares = []
         for _ in range(1 if quick else 3):
             for kind, files in sets.items():
                 ours, own = _timed(lambda files=files: predicted(files, model))
@@ -71,23 +75,27 @@ def run(quick: bool) -> list[dict[str, Any]]:
                 assert worst <= 1e-5, f"{kind}: probabilities differ by {worst}"
                 rates[kind][0].append(len(files) / ours)
                 rates[kind][1].append(len(files) / theirs)
-    records = []
+            limit = len(sets["videos"]) / rates["videos"][0][-1] / 2
+            shares.append(_timed(lambda limit=limit: predicted(sets["videos"], model, limit))[0] / limit)
+    records = [record("limit_share", shares, most=1.0)]
     for name, floor in FLOORS.items():
         ours_of, theirs_of = rates[name.removesuffix("_ratio")]
-        records.append(_record(name, [a / b for a, b in zip(ours_of, theirs_of, strict=True)], floor))
+        records.append(record(name, ratios(ours_of, theirs_of), floor=floor))
     for kind, (ours_of, theirs_of) in rates.items():
-        records.append(_record(f"{kind}_files_per_second", ours_of))
-        records.append(_record(f"{kind}_files_per_second_of_the_script", theirs_of))
+        records.append(record(f"{kind}_files_per_second", ours_of))
+        records.append(record(f"{kind}_files_per_second_of_the_script", theirs_of))
     return records
 
 
-def predicted(files: list[Path], model: Trained) -> list[float]:
-    """Score files as the command does."""
+def predicted(files: list[Path], model: Trained, seconds: float = math.inf) -> list[float]:
+    """Score files as the command does, in so many seconds."""
+    ends = time.monotonic() + seconds
     layout = model.layout
     view = View(layout.size, layout.geometry, layout.max_megapixels, CUT)
     with ExitStack() as stack:
         rows = find_rows([str(file) for file in files], stack, sample=None, unique=True)
-        predict_files(rows, [model], [view], frames=FRAMES, how="mean", flip=False, ends=float("inf"), stack=stack)
+        predict_files(rows, [model], [view], frames=FRAMES, how="mean", flip=False, ends=ends, stack=stack)
+    assert all(row.logits for row in rows), [row.error for row in rows]
     return [probability_at(row.logits[0]) for row in rows]
 
 
@@ -155,12 +163,6 @@ def _timed(work: Callable[[], list[float]]) -> tuple[float, list[float]]:
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result
-
-
-def _record(name: str, values: list[float], floor: float | None = None) -> dict[str, Any]:
-    value = statistics.median(values)
-    holds = floor is None or value >= floor
-    return {"name": name, "value": value, "low": min(values), "high": max(values), "floor": floor, "holds": holds}
 
 
 if __name__ == "__main__":  # files are read in other processes, which import this one

@@ -61,10 +61,11 @@ def measure_robustness(
     """
     task = build_task(trained.config)
     parts: list[list[Arrays]] = [[] for _ in _CHANGES]
-    done = 0
+    done, at_once = 0, _AT_ONCE
     for chunk, images in _loaded(trained, manifest, rows):
         for part, image in zip(parts, images, strict=True):
-            part.append(_predicted(trained, task, manifest, chunk, image))
+            predicted, at_once = _predicted(trained, task, manifest, chunk, image, at_once)
+            part.append(predicted)
         done += len(chunk)
         show(done, len(rows))
     predictions = [{name: np.concatenate([piece[name] for piece in part]) for name in part[0]} for part in parts]
@@ -126,20 +127,28 @@ def _loaded(
 
 
 def _predicted(
-    trained: Trained, task: Task, manifest: Manifest, rows: NDArray[np.int64], image: NDArray[np.uint8]
-) -> Arrays:
-    """Predict pictures uint8 [n, S, S, 3] of some rows, in halves where memory runs out."""
-    try:
-        return _forwarded(trained, task, manifest, rows, image)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(rows) == 1:
-            raise
-    free_memory(trained.device)
-    half = len(rows) // 2
-    parts = [
-        _predicted(trained, task, manifest, rows[part], image[part]) for part in (slice(None, half), slice(half, None))
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    trained: Trained,
+    task: Task,
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    image: NDArray[np.uint8],
+    at_once: int,
+) -> tuple[Arrays, int]:
+    """Predict pictures uint8 [n, S, S, 3] of some rows; return also how many at once memory had room for."""
+    parts: list[Arrays] = []
+    start = 0
+    while start < len(rows):
+        some = slice(start, start + at_once)
+        try:
+            parts.append(_forwarded(trained, task, manifest, rows[some], image[some]))
+            start += at_once
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(rows[some]) == 1:
+                raise
+        free_memory(trained.device)
+        at_once = len(rows[some]) // 2
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, at_once
 
 
 def _forwarded(

@@ -18,6 +18,7 @@ __all__ = [
     "connected",
     "forwarded",
     "is_on_loopback",
+    "is_own",
     "keep_token",
     "live_address",
     "start_local",
@@ -131,6 +132,12 @@ def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None
                     "again; scale.launcher=in_process does without Ray"
                 ) from error
             say(f"{TOO_SLOW} within its 30 s; trying again")
+
+
+def is_own() -> bool:
+    """Say whether the cluster we are connected to was started by this process and ends with it."""
+    node = getattr(_import_ray()._private.worker, "_global_node", None)
+    return node is not None and node.head
 
 
 def is_on_loopback() -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from hai.config.schema import RunConfig, ScaleConfig
 from hai.errors import HaiError, OutOfMemoryError
-from hai.launch.cluster import connected, forwarded, is_on_loopback
+from hai.launch.cluster import connected, forwarded, is_on_loopback, is_own
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
 from hai.launch.plan import Outcome, Plan
 from hai.launch.room import Machine, machines_of, plan_group
@@ -35,6 +35,7 @@ def _on_worker(spec: Record) -> None:
     import ray
     import ray.train
     import ray.train.torch
+    import torch
 
     from hai.launch.leaving import training
     from hai.launch.worker import run_worker
@@ -42,13 +43,16 @@ def _on_worker(spec: Record) -> None:
     train_context, mailbox = ray.train.get_context(), spec["mailbox"]
     rank = train_context.get_world_rank()
     asked = Asked(mailbox)
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if rank == 0:
         asked.start()
     try:
         with training(mailbox, rank=rank, local_rank=train_context.get_local_rank()):
             summary = run_worker(
                 Plan(**spec["plan"]),
-                device=ray.train.torch.get_device(),
+                device=device,
                 rank=rank,
                 world_size=train_context.get_world_size(),
                 local_world_size=train_context.get_local_world_size(),
@@ -95,9 +99,9 @@ def train_on_ray(
     """
     with connected(say) as ray, StopSignals(say) as signals:  # in this order: Ray takes SIGTERM when it starts
         import ray.train
-        from ray.train.torch import TorchTrainer
 
         from hai.launch.group import GroupConfig
+        from hai.launch.trainer import LeanTrainer
 
         scaling = _scaling(config.scale, machines_of(ray.nodes(), os.environ))
         workers = scaling.num_workers if isinstance(scaling.num_workers, int) else "{}:{}".format(*scaling.num_workers)
@@ -109,8 +113,9 @@ def train_on_ray(
         mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
         environment = forwarded()
         with tempfile.TemporaryDirectory(prefix="hai-ray-") as scratch:
-            trainer = TorchTrainer(
+            trainer = LeanTrainer(
                 _on_worker,
+                is_alone=is_own(),
                 train_loop_config={"plan": plan.record(), "mailbox": mailbox},
                 torch_config=GroupConfig(
                     backend="nccl" if scaling.use_gpu else "gloo",

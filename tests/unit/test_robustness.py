@@ -105,7 +105,6 @@ def test_the_page_and_the_console_show_it(evaluated: Any) -> None:
     assert "brightness" in {fact for fact, _ in errors}
 
 
-@pytest.mark.slow  # each halving collects the garbage of the whole process of the tests
 def test_where_memory_runs_out_fewer_images_are_predicted_at_once(
     run: Path, data: Path, evaluated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,11 +112,11 @@ def test_where_memory_runs_out_fewer_images_are_predicted_at_once(
 
     from hai import robustness
 
-    whole, sizes = robustness._forwarded, set()
+    whole, sizes = robustness._forwarded, []
 
     def forward(*arguments: Any) -> Any:
         rows = arguments[3]
-        sizes.add(len(rows))
+        sizes.append(len(rows))
         if len(rows) > 3:
             raise torch.OutOfMemoryError("of the test")
         return whole(*arguments)
@@ -125,7 +124,8 @@ def test_where_memory_runs_out_fewer_images_are_predicted_at_once(
     monkeypatch.setattr(robustness, "_forwarded", forward)
     with contextlib.redirect_stdout(io.StringIO()):
         record = evaluate_checkpoint(str(run), str(data / "labels.csv"), output=str(tmp_path), robustness=True)
-    assert sizes == {16, 8, 4, 2}
+    assert sizes[:4] == [16, 8, 4, 2]
+    assert max(sizes[3:]) == 2
     for found, expected in zip(
         record["robustness"]["conditions"], evaluated[0]["robustness"]["conditions"], strict=True
     ):

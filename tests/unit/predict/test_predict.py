@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from trained_run import image_bytes, save_image, save_run
-from videos import numbered, save_video
 
 from hai.errors import CheckpointError, ConfigError, DataError, StorageError
 from hai.faces.contact import CONTACT_SHEET
@@ -348,17 +347,3 @@ def test_a_detector_that_is_not_here_is_said_at_once(run: Path, folder: Path, tm
     with pytest.raises(ConfigError, match=r"mediapipe.*--faces never"):
         predict(trained, folder, tmp_path)
     assert len(predict(trained, folder, tmp_path, faces="never")) == 40
-
-
-@pytest.mark.slow
-def test_the_time_limit_is_kept_by_looking_at_fewer_frames(run: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    import time
-
-    for key in range(40):
-        save_video(tmp_path / "in" / f"{key}.mp4", numbered(60, 240, 320)[key % 5 :])
-    began = time.monotonic()
-    rows = predict(run, tmp_path / "in", tmp_path, frames=50, time_limit="40s")
-    assert time.monotonic() - began < 40
-    assert len(rows) == 40
-    assert all(row["error"] in ("", "not reached within --time-limit = 40s") for row in rows)
-    assert "50" in {row["num_frames"] for row in rows}

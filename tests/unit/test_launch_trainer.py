@@ -1,0 +1,50 @@
+"""What Ray Train is kept from starting, and that it still would: else this code has no use any more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def test_who_only_steers_needs_no_torch() -> None:
+    code = "import sys, hai.launch.group, hai.launch.mailbox, hai.launch.ray_train; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_helpers_that_nobody_asks_are_not_started(is_alone: bool) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
+
+    from hai.launch.group import LonePolicy
+    from hai.launch.trainer import LeanTrainer
+
+    def names(trainer: TorchTrainer) -> list[str]:
+        return [type(callback).__name__ for callback in trainer._create_default_callbacks()]  # type: ignore[attr-defined]
+
+    left_out = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if is_alone else set())
+    ours, rays = names(LeanTrainer(lambda: None, is_alone=is_alone)), names(TorchTrainer(lambda: None))
+    assert set(rays) - set(ours) == left_out
+    assert ours == [name for name in rays if name not in left_out]
+
+    class StartedError(Exception):
+        pass
+
+    def policy_of(scaling: ray.train.ScalingConfig) -> type:
+        def start(self: TorchTrainer, **parts: object) -> None:
+            seen.append(type(parts["scaling_policy"]))
+            raise StartedError
+
+        seen: list[type] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TorchTrainer, "_initialize_and_run_controller", start)
+            with pytest.raises(StartedError):
+                LeanTrainer(lambda: None, scaling_config=scaling, is_alone=is_alone).fit()
+        return seen[0]
+
+    assert policy_of(ray.train.ScalingConfig(num_workers=2)) is (LonePolicy if is_alone else FixedScalingPolicy)
+    assert policy_of(ray.train.ScalingConfig(num_workers=(1, 2))) is ElasticScalingPolicy
