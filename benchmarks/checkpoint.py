@@ -49,7 +49,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record says whether it keeps its floor."""
     model, state = build_state()
     with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
-        measured = _measured(Path(scratch), model, state, 3 if quick else 9)
+        measured = _measured(Path(scratch), model, state, 2 if quick else 9)
     size = _bytes(model, state)
     copies = {kind: [_peak_copies(kind, size)] for kind in ("hai", "torch")}
     own, peer = measured["hai"], measured["torch"]

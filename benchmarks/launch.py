@@ -70,7 +70,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
         from benchmarks.faults.pictures import draw_faces
 
         faces = draw_faces(folder / "faces", 300 if quick else 900)
-        bench = _Bench(folder, faces, STEPS // 2 if quick else STEPS)
+        bench = _Bench(folder, faces, STEPS // 4 if quick else STEPS)
         contestants: dict[str, Callable[[], Any]] = {"bare": bench.bare, "whole": bench.whole, "resume": bench.resume}
         found = interleaved(contestants, 1 if quick else 3)
         large = {} if quick else interleaved({"resume": bench.large_resume, "fresh": bench.large_fresh}, 2)

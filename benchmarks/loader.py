@@ -76,7 +76,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
         try:
             faces, large = draw_faces(scratch / "faces"), draw_photographs(scratch / "photographs")
             return [
-                *_speed(faces, large, repeats=3 if quick else 7, passes=1 if quick else 3),
+                *_speed(faces, large, repeats=1 if quick else 7, passes=1 if quick else 3),
                 *_exactness(faces, large),
                 *_memory(faces, repeats=1 if quick else 3),
             ]

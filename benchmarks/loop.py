@@ -40,7 +40,7 @@ CONFIG: dict[str, Any] = {
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record says whether it keeps its floor."""
-    interval, evaluations = (100, 3) if quick else (300, 7)
+    interval, evaluations = (60, 2) if quick else (300, 7)
     with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
         _train_on_ray({"scratch": scratch, "interval": interval, "evaluations": evaluations})
         measured = json.loads((Path(scratch) / "measured.json").read_text(encoding="utf-8"))

@@ -86,7 +86,7 @@ def _measured(scratch: Path, quick: bool) -> list[dict[str, Any]]:
     config = config_from_yaml_text(text, "benchmark")
     encoder = build_encoder(config.model, SIZE, config.seed).eval().requires_grad_(False)
     records = []
-    repeats, batches = (3, 2) if quick else (5, 4)
+    repeats, batches = (1, 2) if quick else (5, 4)
     rng = np.random.default_rng(0)
     for count in FLOORS:
         images = torch.from_numpy(rng.integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8))

@@ -55,7 +55,7 @@ scale: {{launcher: in_process, use_gpu: false}}
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record says whether it keeps its floor."""
-    size, repeats = (1_000_000, 2) if quick else (10_000_000, 5)
+    size, repeats = (1_000_000, 1) if quick else (10_000_000, 5)
     manifest = _manifest(size)
     records = []
     costs = {}
@@ -172,7 +172,7 @@ def _two_workers(scratch: Path, quick: bool) -> list[dict[str, Any]]:
 
     config = scratch / "faces.yaml"
     faces = draw_faces(scratch / "faces", 300)
-    config.write_text(CONFIG.format(faces=faces, steps=60 if quick else 200), encoding="utf-8")
+    config.write_text(CONFIG.format(faces=faces, steps=30 if quick else 200), encoding="utf-8")
     turn = 0
 
     def train(workers: int) -> float:

@@ -18,7 +18,11 @@ def test_who_only_steers_needs_no_torch() -> None:
 def test_helpers_that_nobody_asks_are_not_started(is_alone: bool) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
-    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
+    from ray.train.v2._internal.execution.scaling_policy import (
+        ElasticScalingPolicy,
+        FixedScalingPolicy,
+        create_scaling_policy,
+    )
 
     from hai.launch.group import LonePolicy
     from hai.launch.trainer import LeanTrainer
@@ -31,20 +35,18 @@ def test_helpers_that_nobody_asks_are_not_started(is_alone: bool) -> None:
     assert set(rays) - set(ours) == left_out
     assert ours == [name for name in rays if name not in left_out]
 
-    class StartedError(Exception):
-        pass
-
     def policy_of(scaling: ray.train.ScalingConfig) -> type:
-        def start(self: TorchTrainer, **parts: object) -> None:
-            seen.append(type(parts["scaling_policy"]))
-            raise StartedError
-
-        seen: list[type] = []
+        policies: list[object] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(TorchTrainer, "_initialize_and_run_controller", start)
-            with pytest.raises(StartedError):
-                LeanTrainer(lambda: None, scaling_config=scaling, is_alone=is_alone).fit()
-        return seen[0]
+            patch.setattr(
+                TorchTrainer,
+                "_initialize_and_run_controller",
+                lambda trainer, **parts: policies.append(parts["scaling_policy"]),
+            )
+            trainer = LeanTrainer(lambda: None, scaling_config=scaling, is_alone=is_alone)
+            trainer._initialize_and_run_controller(scaling_policy=create_scaling_policy(scaling))
+        return type(policies[0])
 
     assert policy_of(ray.train.ScalingConfig(num_workers=2)) is (LonePolicy if is_alone else FixedScalingPolicy)
     assert policy_of(ray.train.ScalingConfig(num_workers=(1, 2))) is ElasticScalingPolicy
+    assert not ray.is_initialized()
