@@ -9,9 +9,10 @@ export UV_PYTHON_DOWNLOADS := never
 # Here always a Ray of this machine's own, even where the shell names a cluster; the tests' one goes without tokens.
 unexport RAY_ADDRESS
 test test-all: export RAY_AUTH_MODE := disabled
+test test-all: export RAY_worker_niceness := 0
 
-# What starts Ray mostly waits, so it runs beside the rest, as the unit tests do; their output comes last. Ray lowers its
-# workers' priority and gives its own processes half a minute to start, so all else is nicer still.
+# What starts Ray takes longest, so it goes first and the unit tests and the rest beside it, on what it leaves; their output
+# comes last. Ray would lower its workers' priority, and gives its own processes half a minute to start.
 define parts
 	@logs=$$(mktemp -d); trap 'kill $$ray $$unit 2>/dev/null; rm -rf "$$logs"' EXIT INT TERM; \
 	$(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and ray" > "$$logs/ray" 2>&1 & ray=$$!; \

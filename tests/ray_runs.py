@@ -31,18 +31,6 @@ checkpoint: {{every_minutes: 0.002, keep: 3}}
 scale: {{num_workers: 1, cpus_per_worker: 1, use_gpu: false}}
 """
 
-RANKER = """
-task: ranker
-data: {{sources: [{{name: art, path: "{art}"}}], image_size: 160, geometry: crop, cache_decoded: "off"}}
-augment: {{flip: 0.5, jpeg_probability: 0.3}}
-model: {{name: compact, pretrained: false, freeze_backbone: false, head: linear, num_heads: 2}}
-pairs: {{ties: true, gap_shares: [0.5, 0.3, 0.2], max_per_image: 8}}
-optim: {{learning_rate: 2e-3, warmup_epochs: 1}}
-train: {{max_epochs: null, max_steps: 60, global_batch_size: 16, ema_decay: 0.9, eval_every_epochs: 5}}
-checkpoint: {{every_minutes: 0.002, keep: 3}}
-scale: {{num_workers: 1, cpus_per_worker: 1, use_gpu: false}}
-"""
-
 SMOOTH = """
 task: detector
 data: {{sources: [{{name: faces, path: "{faces}"}}], image_size: 160, sampling: balanced, cache_decoded: "off"}}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hai.data.columns import digest_array, read_columns, taken
+from hai.data.columns import read_columns, taken, write_columns
 from hai.data.comparisons import (
     comparison_arrays,
     comparison_units,
@@ -320,9 +320,6 @@ def _near_duplicates(table: Table, data: DataConfig, progress: Progress | None) 
 
 def save_manifest(manifest: Manifest, path: str | Path) -> None:
     """Write a manifest as a parquet file, whole or not at all."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns = {item.name: getattr(manifest, item.name) for item in fields(Manifest)}
     problems, warnings, labels = (columns.pop(name) for name in ("problems", "warnings", "labels"))
     crop_settings = columns.pop("crop_settings")
@@ -330,17 +327,13 @@ def save_manifest(manifest: Manifest, path: str | Path) -> None:
     columns = {name: column for name, column in columns.items() if column is not None}
     if len(manifest.comparisons):
         columns |= comparison_arrays(manifest.comparisons, len(manifest))
-    columns["sha256"] = digest_array(manifest.sha256)
-    for name in ("path", "file", "source", "group"):
-        columns[name] = pa.array(columns[name], pa.string())
     notes = {"problems": [list(problem) for problem in problems], "warnings": list(warnings), "labels": list(labels)}
     text = json.dumps(notes | ({"crop_settings": crop_settings} if crop_settings is not None else {}))
-    table = pa.table(columns).replace_schema_metadata({"hai": text, "identity": manifest.identity})
     target = Path(path)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, temporary, compression="zstd")
+        write_columns(temporary, columns, {"hai": text, "identity": manifest.identity})
         os.replace(temporary, target)
     except OSError as error:
         raise StorageError(f"{target}: cannot be written ({error.strerror or error})") from None

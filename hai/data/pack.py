@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hai.data.columns import digest_array, read_columns, renamed
+from hai.data.columns import read_columns, renamed, write_columns
 from hai.data.comparisons import comparison_arrays, comparisons_of
 from hai.data.content import Progress, hash_files, stat_files
 from hai.data.remote import copy_file, open_url
@@ -134,41 +134,28 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 def _index_bytes(manifest: Manifest, columns: dict[str, NDArray[np.int64]], names: list[str]) -> bytes:
     """Encode the index; the part of the source's name that a config chose is left to the next config."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    optional: dict[str, Any] = {}
-    if manifest.video is not None:
-        optional["video"] = pa.array(manifest.video, pa.string())
-    if manifest.image_id is not None:
-        optional["image_id"] = pa.array(manifest.image_id, pa.string())
-    if manifest.score is not None:
-        optional["score"] = pa.array(manifest.score)
+    found: dict[str, Any] = {
+        "path": manifest.path,
+        "part": columns["part"].astype(np.int32),
+        "offset": columns["offset"],
+        "length": manifest.length,
+        "sha256": manifest.sha256,
+        "label": manifest.label,
+        "split": manifest.split,
+        "group": manifest.group,
+        "source": without_root(manifest.source),
+        "width": manifest.width,
+        "height": manifest.height,
+    }
+    optional = {"video": manifest.video, "image_id": manifest.image_id, "score": manifest.score}
+    found |= {name: values for name, values in optional.items() if values is not None}
     if len(manifest.comparisons):
-        optional |= comparison_arrays(manifest.comparisons, len(manifest))
-    table = pa.table(
-        {
-            "path": pa.array(manifest.path, pa.string()),
-            "part": pa.array(columns["part"].astype(np.int32)),
-            "offset": pa.array(columns["offset"]),
-            "length": pa.array(manifest.length),
-            "sha256": digest_array(manifest.sha256),
-            "label": pa.array(manifest.label),
-            "split": pa.array(manifest.split),
-            "group": pa.array(manifest.group, pa.string()),
-            "source": pa.array(without_root(manifest.source), pa.string()),
-            "width": pa.array(manifest.width),
-            "height": pa.array(manifest.height),
-            **optional,
-        }
-    )
+        found |= comparison_arrays(manifest.comparisons, len(manifest))
     notes = {"labels": json.dumps(manifest.labels)} if manifest.labels != LABELS else {}
     if manifest.crop_settings is not None:
         notes["crop_settings"] = json.dumps(manifest.crop_settings)
-    if notes:
-        table = table.replace_schema_metadata(notes)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    write_columns(buffer, found, notes)
     return buffer.getvalue()
 
 

@@ -37,6 +37,7 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
@@ -116,6 +117,7 @@ def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None
     """
     ray = _import_ray()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # it would have nowhere to go
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # nobody else will make room
     keep_token()
     for tries_left in (2, 1, 0):
         try:

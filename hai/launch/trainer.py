@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from hai.launch.group import LonePolicy
@@ -36,6 +38,12 @@ class LeanTrainer(TorchTrainer):
         return [callback for callback in callbacks if not isinstance(callback, unused)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        if self._is_alone and type(parts["scaling_policy"]) is FixedScalingPolicy:
+        if not self._is_alone:
+            return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
+        if type(parts["scaling_policy"]) is FixedScalingPolicy:
             parts["scaling_policy"] = LonePolicy(parts["scaling_policy"].scaling_config)
-        return super()._initialize_and_run_controller(**parts)  # type: ignore[misc]
+        # Every process of an own cluster has this one's environment, so the controller needs none of its own, for which
+        # Ray would start a process anew: it takes one that waits.
+        controller: Any = ray.remote(num_cpus=0)(TrainController).remote(**parts)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())

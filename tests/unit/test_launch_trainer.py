@@ -35,17 +35,27 @@ def test_helpers_that_nobody_asks_are_not_started(is_alone: bool) -> None:
     assert set(rays) - set(ours) == left_out
     assert ours == [name for name in rays if name not in left_out]
 
+    class Controller:
+        """In place of Ray's actor."""
+
+        def __init__(self, **parts: object) -> None:
+            policies.append(parts["scaling_policy"])
+            self.run = self.get_result = self
+
+        @staticmethod
+        def remote(**parts: object) -> Controller:
+            return Controller(**parts) if parts else None  # type: ignore[return-value]
+
+    policies: list[object] = []
+
     def policy_of(scaling: ray.train.ScalingConfig) -> type:
-        policies: list[object] = []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                TorchTrainer,
-                "_initialize_and_run_controller",
-                lambda trainer, **parts: policies.append(parts["scaling_policy"]),
-            )
+            patch.setattr(ray, "remote", lambda **options: lambda kind: Controller)
+            patch.setattr(ray, "get", lambda reference: None)
+            patch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda trainer, **parts: Controller(**parts))
             trainer = LeanTrainer(lambda: None, scaling_config=scaling, is_alone=is_alone)
             trainer._initialize_and_run_controller(scaling_policy=create_scaling_policy(scaling))
-        return type(policies[0])
+        return type(policies[-1])
 
     assert policy_of(ray.train.ScalingConfig(num_workers=2)) is (LonePolicy if is_alone else FixedScalingPolicy)
     assert policy_of(ray.train.ScalingConfig(num_workers=(1, 2))) is ElasticScalingPolicy

@@ -17,6 +17,7 @@ def test_records_are_kept_where_the_service_cannot_be_reached(tmp_path: Path, mo
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr("hai.trackers._CLOSE_SECONDS", 120.0)
     config = RunConfig.model_validate({"logging": {"tensorboard": False, "wandb": {"enabled": True}}})
     lines: list[str] = []
     trackers = Trackers(config, tmp_path, "storage/run", 0, say=lines.append)
