@@ -156,14 +156,31 @@ def _launched(head: Head, storage: Path, *, as_job: bool) -> Iterator[subprocess
         command = [*submit, Path(sys.executable).name, *command]
     else:
         command = [sys.executable, *command]
-    with open(storage / "output.txt", "ab") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment, cwd=_REPOSITORY
-        )
+    log = storage / "output.txt"
+    for _ in range(_STARTS):
+        with open(log, "ab") as output:
+            began = output.tell()
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                cwd=_REPOSITORY,
+            )
+        if not as_job or _is_taken(process, log, began):
+            break
     try:
         yield process
     finally:
         kill_tree(process)
+
+
+def _is_taken(process: subprocess.Popen[bytes], log: Path, began: int) -> bool:
+    """Wait for the answer to a submitted job; False where the head was not ready to take it and says try again."""
+    while b"submitted successfully" not in (said := log.read_bytes()[began:]) and process.poll() is None:
+        time.sleep(0.2)
+    return b"No available agent to submit job" not in said + log.read_bytes()[began:]
 
 
 def _kill(kind: str, head: Head, process: subprocess.Popen[bytes], storage: Path) -> bool:
@@ -265,6 +282,7 @@ def start_head(log: Path, *options: str, port: int = 0, **environment: str) -> H
         here, dashboard = port or free_port(), free_port()
         command = [_ray(), "start", "--head", "--block", "--num-cpus=2", f"--port={here}", "--disable-usage-stats"]
         command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+        command += [f"--dashboard-agent-listen-port={free_port()}"]  # else a second head here takes no jobs
         with open(log, "ab") as output:
             began = output.tell()
             process = subprocess.Popen([*command, *options], stdout=output, stderr=subprocess.STDOUT, env=everything)
