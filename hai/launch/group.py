@@ -18,11 +18,10 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from hai.launch.leaving import take_sigterm
 
-__all__ = ["GroupConfig", "LonePolicy"]
+__all__ = ["GroupConfig"]
 
 _PATIENCE_SECONDS = 1800.0  # of a worker for the others, as Ray has it
 _PARTING_SECONDS = 30.0
@@ -74,21 +73,12 @@ class GroupConfig(BackendConfig):
         return _GroupBackend
 
 
-class LonePolicy(FixedScalingPolicy):
-    """A fixed number of workers on one machine: no process that collects what the cluster should grow by."""
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        """Ask for nothing."""
-
-    def _maybe_send_resource_request(self) -> None:
-        pass
-
-
 def _free_place() -> str:
     """Return where the others find this worker, as an address of torch's."""
-    from ray.train._internal.utils import get_address_and_port
-
-    address, port = get_address_and_port()
+    address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
     return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
 

@@ -7,6 +7,7 @@ talks to the workers through one small actor.
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import threading
@@ -23,7 +24,7 @@ from hai.launch.room import Machine, machines_of, plan_group
 from hai.launch.signals import StopSignals
 from hai.types import Record
 
-__all__ = ["train_on_ray"]
+__all__ = ["train_on_ray", "trainer_for"]
 
 _GRACE_SECONDS = 15.0
 _PATIENCE_SECONDS = 60.0
@@ -101,7 +102,6 @@ def train_on_ray(
         import ray.train
 
         from hai.launch.group import GroupConfig
-        from hai.launch.trainer import LeanTrainer
 
         scaling = _scaling(config.scale, machines_of(ray.nodes(), os.environ))
         workers = scaling.num_workers if isinstance(scaling.num_workers, int) else "{}:{}".format(*scaling.num_workers)
@@ -113,9 +113,8 @@ def train_on_ray(
         mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
         environment = forwarded()
         with tempfile.TemporaryDirectory(prefix="hai-ray-") as scratch:
-            trainer = LeanTrainer(
+            trainer = trainer_for(is_alone=is_own())(
                 _on_worker,
-                is_alone=is_own(),
                 train_loop_config={"plan": plan.record(), "mailbox": mailbox},
                 torch_config=GroupConfig(
                     backend="nccl" if scaling.use_gpu else "gloo",
@@ -131,6 +130,21 @@ def train_on_ray(
                 ),
             )
             return _attend(ray, trainer, mailbox, lambda: signals.request or request(), say=say, show=show)
+
+
+def trainer_for(*, is_alone: bool) -> Callable[..., Any]:
+    """Return Ray's trainer without the helpers that a run of ours has no use for; with them where this Ray is unknown.
+
+    Args:
+        is_alone: see `LeanTrainer`.
+    """
+    try:
+        from hai.launch.trainer import LeanTrainer
+    except ImportError:  # a Ray that has moved its parts: the start takes longer, nothing else differs
+        from ray.train.torch import TorchTrainer
+
+        return TorchTrainer
+    return functools.partial(LeanTrainer, is_alone=is_alone)
 
 
 def _max_failures(config: RunConfig) -> int:

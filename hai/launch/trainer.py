@@ -11,7 +11,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-from hai.launch.group import LonePolicy
+from hai.launch.alone import LonePolicy
 
 __all__ = ["LeanTrainer"]
 

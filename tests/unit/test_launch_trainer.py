@@ -8,8 +8,21 @@ import sys
 import pytest
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_another_ray_starts_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.torch import TorchTrainer  # before what it lacks below
+
+    from hai.launch.ray_train import trainer_for
+
+    assert trainer_for(is_alone=True).func is sys.modules["hai.launch.trainer"].LeanTrainer
+    monkeypatch.delitem(sys.modules, "hai.launch.trainer")
+    monkeypatch.setitem(sys.modules, "ray.train.v2._internal.callbacks", None)
+    assert trainer_for(is_alone=True) is TorchTrainer
+
+
 def test_who_only_steers_needs_no_torch() -> None:
-    code = "import sys, hai.launch.group, hai.launch.mailbox, hai.launch.ray_train; sys.exit('torch' in sys.modules)"
+    parts = "hai.launch.alone, hai.launch.group, hai.launch.mailbox, hai.launch.ray_train"
+    code = f"import sys, {parts}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -24,7 +37,7 @@ def test_helpers_that_nobody_asks_are_not_started(is_alone: bool) -> None:
         create_scaling_policy,
     )
 
-    from hai.launch.group import LonePolicy
+    from hai.launch.alone import LonePolicy
     from hai.launch.trainer import LeanTrainer
 
     def names(trainer: TorchTrainer) -> list[str]:
