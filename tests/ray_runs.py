@@ -90,9 +90,11 @@ def ray_command(*arguments: str) -> list[str]:
     return [str(Path(sys.executable).parent / "ray"), *arguments]
 
 
-def submit(cluster: Cluster, config: Path, storage: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Submit the run as a job that carries this code."""
-    job = ["python", "ray_jobs/train.py", "--config", str(config), "--storage", str(storage)]
+def submit(
+    cluster: Cluster, config: Path, storage: Path, *options: str, more: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Submit the run as a job that carries this code, with options of `ray job submit` and more settings."""
+    job = ["python", "ray_jobs/train.py", "--config", str(config), "--storage", str(storage), *more]
     command = ray_command("job", "submit", "--address", cluster.dashboard, "--working-dir", ".", *options, "--", *job)
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Cluster
 from metadata_server import metadata_server
@@ -31,8 +33,6 @@ from ray_runs import (
 )
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-
-QUIET = ["checkpoint.every_minutes=60", "logging.every_steps=1"]  # saves only where it evaluates or is asked
 
 
 @pytest.fixture(autouse=True)
@@ -58,108 +58,98 @@ def _stop(process: subprocess.Popen[str], storage: Path) -> None:
     assert process.wait(timeout=120) == 3, output(storage)
 
 
-def test_a_worker_told_to_go_saves_first(
+def test_a_job_whose_worker_is_told_to_go_and_that_is_stopped_goes_on(
     tiny_detector: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    run = tmp_path / "tiny"
-    process = start(tiny_detector, tmp_path, *QUIET, "checkpoint.keep=100", address=ray_cluster.address)
-    wait_until(lambda: _recorded(run) >= 3, process, tmp_path)
+    run, settings = tmp_path / "tiny", ["logging.every_steps=1", "checkpoint.keep=100"]
+    started = submit(ray_cluster, tiny_detector, tmp_path, "--no-wait", "--submission-id", tmp_path.name, more=settings)
+    assert started.returncode == 0, started.stdout + started.stderr
+    _wait(lambda: _recorded(run) >= 3, run)
     (worker,) = train_workers()
+    done = _recorded(run)
     worker.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=300) == 0, output(tmp_path)
-    text = output(tmp_path)
-    assert "SIGTERM to worker 0: saving a checkpoint, then it ends" in text
-    (resumed,) = [int(line.split("step_")[1][:8]) for line in text.splitlines() if "resuming from step_" in line]
-    saved = {int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*")}
-    assert saved == {resumed, 20, 40, 60}, "one checkpoint for one signal, and none lost"
-    assert resumed >= 3
+    _wait(lambda: "resuming from step_" in _log(run), run)
     assert not worker.is_running()
+    (resumed,) = re.findall(r"resuming from step_(\d+)", _log(run))
+    assert int(resumed) >= done, "none lost"
+    for verb in ("stop", "logs"):
+        command = ray_command("job", verb, "--address", ray_cluster.dashboard, tmp_path.name)
+        answered = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert answered.returncode == 0, answered.stdout + answered.stderr
+    assert "SIGTERM to worker 0: saving a checkpoint, then it ends" in answered.stdout
+    assert summary(run)["status"] == "interrupted"
+    assert int(resumed) <= summary(run)["step"] == newest_step(run) < 60
+    finished = submit(ray_cluster, tiny_detector, tmp_path, more=settings)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
     assert tensors(run) == tensors(unbroken)
     assert steps(run) == list(range(1, 61))
 
 
-def test_a_stopped_job_goes_on_when_submitted_again(
-    tiny_detector: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
-) -> None:
-    run = tmp_path / "tiny"
-    at = ["--address", ray_cluster.dashboard]
-    started = submit(ray_cluster, tiny_detector, tmp_path, "--no-wait", "--submission-id", tmp_path.name)
-    assert started.returncode == 0, started.stdout + started.stderr
-    deadline = time.monotonic() + 240
-    while newest_step(run) < 4:
-        assert time.monotonic() < deadline
+def _log(run: Path) -> str:
+    return (run / "log.txt").read_text(encoding="utf-8")
+
+
+def _wait(condition: Callable[[], bool], run: Path) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline, _log(run)
         time.sleep(0.05)
-    stop = ray_command("job", "stop", *at, tmp_path.name)
-    stopped = subprocess.run(stop, capture_output=True, text=True, check=False, timeout=120)
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    assert summary(run)["status"] == "interrupted"
-    assert summary(run)["step"] == newest_step(run) < 60
-    done = submit(ray_cluster, tiny_detector, tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert tensors(run) == tensors(unbroken)
-    assert steps(run) == steps(unbroken)
 
 
-def test_a_group_that_loses_a_machine_goes_on_and_takes_another(
-    smooth: Path, ray_cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_group_follows_its_machines(smooth: Path, ray_cluster: Cluster, tmp_path: Path) -> None:
+    """One is taken away with a notice, another comes, and goes without one."""
     run = tmp_path / "smooth"
     elastic = ["--workers", "1:2", "scale.cpus_per_worker=2"]
-    with joined_node(ray_cluster.address, tmp_path) as node:
+
+    def trains_on(count: int, times: int) -> Callable[[], bool]:
+        """Say whether a group of this size, that often formed, has made some steps."""
+        group = f" on {count} worker{'s' if count > 1 else ''}\n"
+        before: list[int] = []
+
+        def goes() -> bool:
+            if output(tmp_path).count(group) < times:
+                return False
+            before[:] = before or [_recorded(run)]
+            return _recorded(run) > before[0] + 5
+
+        return goes
+
+    with metadata_server("google") as server, joined_node(ray_cluster.address, tmp_path, **server.environment) as node:
         process = start(smooth, tmp_path, *elastic, address=ray_cluster.address)
-        wait_until(lambda: " on 2 workers\n" in output(tmp_path) and _recorded(run) > 20, process, tmp_path)
+        wait_until(trains_on(2, 1), process, tmp_path)
         assert train_workers(node)
+        server.notice = 60
+        wait_until(trains_on(1, 1), process, tmp_path)
+        assert "Google Cloud: this machine will be taken away in 30 s: saving a checkpoint" in output(tmp_path)
+        assert not train_workers(node)
+    with joined_node(ray_cluster.address, tmp_path) as node:
+        wait_until(trains_on(2, 2), process, tmp_path)
         kill_tree(node)
-        wait_until(lambda: " on 1 worker\n" in output(tmp_path), process, tmp_path)
-        alone = _recorded(run)
-        wait_until(lambda: _recorded(run) > alone + 5, process, tmp_path)
-    with joined_node(ray_cluster.address, tmp_path):
-        wait_until(lambda: output(tmp_path).count(" on 2 workers\n") >= 2, process, tmp_path)
-        again = _recorded(run)
-        wait_until(lambda: _recorded(run) > again + 5, process, tmp_path)
+        wait_until(trains_on(1, 2), process, tmp_path)
         _stop(process, tmp_path)
     last = summary(run)["step"]
     assert steps(run) == list(range(1, last + 1))
-    assert output(tmp_path).count("resuming from step_") >= 2
+    assert output(tmp_path).count("resuming from step_") == 3
     _same_losses(smooth, run, tmp_path / "unbroken", last)
 
 
 def _same_losses(config: Path, run: Path, storage: Path, last: int) -> None:
     """Each step of a run saw the examples of that step, as one process without Ray sees them.
 
-    Two workers add in another order than one, and hundreds of steps carry the last digit on, to a thousandth; other
-    examples would move the first.
+    Two workers add in another order than one, and hundreds of steps carry the last digit on to a hundredth; other
+    examples would part the first steps already, and nearly all of them by more.
     """
     storage.mkdir()
     process = start(config, storage, "scale.launcher=in_process", "scale.cpus_per_worker=1")
     wait_until(lambda: _recorded(storage / config.stem) >= last, process, storage)
     _stop(process, storage)
     expected = {record["step"]: record["train/loss"] for record in records(storage / config.stem)}
-    found = {record["step"]: record["train/loss"] for record in records(run)}
-    assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-2)
+    apart = sorted(abs(record["train/loss"] / expected[record["step"]] - 1) for record in records(run))
+    assert apart[len(apart) * 9 // 10] < 1e-2
+    assert apart[-1] < 0.1
 
 
-def test_a_notice_of_the_cloud_moves_the_run_to_the_other_machine(
-    smooth: Path, ray_cluster: Cluster, tmp_path: Path
-) -> None:
-    run = tmp_path / "smooth"
-    quiet = [*QUIET, "--workers", "1:2", "scale.cpus_per_worker=2", "scale.max_failures=0"]
-    with metadata_server("google") as server, joined_node(ray_cluster.address, tmp_path, **server.environment) as node:
-        process = start(smooth, tmp_path, *quiet, address=ray_cluster.address)
-        wait_until(lambda: " on 2 workers\n" in output(tmp_path) and _recorded(run) > 5, process, tmp_path)
-        server.notice = 60
-        wait_until(lambda: " on 1 worker\n" in output(tmp_path), process, tmp_path)
-        assert "Google Cloud: this machine will be taken away in 30 s: saving a checkpoint" in output(tmp_path)
-        assert "resuming from step_" in output(tmp_path)
-        assert not train_workers(node)
-        before = _recorded(run)
-        wait_until(lambda: _recorded(run) > before, process, tmp_path)
-    kill_tree(node)
-    _stop(process, tmp_path)
-    assert steps(run) == list(range(1, summary(run)["step"] + 1))
-
-
-def test_what_ray_remembers_of_a_run_does_not_matter(
+def test_neither_rays_notes_nor_the_newest_checkpoints_are_needed(
     tiny_detector: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     run, scratch = tmp_path / "tiny", tmp_path / "tmp"
@@ -175,21 +165,10 @@ def test_what_ray_remembers_of_a_run_does_not_matter(
     wait_until(lambda: "resuming from step_" in output(tmp_path), process, tmp_path)
     wait_until(lambda: newest_step(run) >= 35, process, tmp_path)
     shutil.rmtree(next(scratch.glob("hai-ray-*")))
-    train_workers()[0].kill()
-    assert process.wait(timeout=300) == 0, output(tmp_path)
-    assert output(tmp_path).count("resuming from step_") == 2
-    assert tensors(run) == tensors(unbroken)
-    assert steps(run) == steps(unbroken)
-
-
-def test_checkpoints_deleted_between_attempts_cost_only_their_steps(
-    tiny_detector: Path, unbroken: Path, ray_cluster: Cluster, tmp_path: Path
-) -> None:
-    run = tmp_path / "tiny"
-    process = start(tiny_detector, tmp_path, address=ray_cluster.address)
-    wait_until(lambda: newest_step(run) >= 25, process, tmp_path)
+    workers = train_workers()
     process.kill()
     process.wait()
+    assert not psutil.wait_procs(workers, timeout=60)[1], "its workers die with it"
     folders = sorted((run / "checkpoints").glob("step_*"))
     assert len(folders) >= 3
     for folder in folders[-2:]:
@@ -197,6 +176,7 @@ def test_checkpoints_deleted_between_attempts_cost_only_their_steps(
     left = folders[-3].name
     process = start(tiny_detector, tmp_path, address=ray_cluster.address)
     assert process.wait(timeout=300) == 0, output(tmp_path)
+    assert output(tmp_path).count("resuming from step_") == 2
     assert f"resuming from {left} " in output(tmp_path)
     assert tensors(run) == tensors(unbroken)
     assert steps(run) == steps(unbroken)

@@ -1,29 +1,21 @@
-"""A run that starts a Ray of its own on one machine: what listens, who may ask, and what it needs of a network."""
+"""A run that starts a Ray of its own on one machine: what listens, and what it needs of a network."""
 
 from __future__ import annotations
 
 import ipaddress
-import json
-import os
 import shutil
 import stat
 import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import free_port
 from ray_runs import (
     SMOOTH,
-    http_status,
     kill_survivors,
-    kill_tree,
     newest_step,
     output,
-    ray_command,
     start,
     steps,
     summary,
@@ -76,53 +68,6 @@ def test_a_single_machine_listens_on_loopback_only_and_asks_for_a_token(tiny_det
     process.terminate()
     assert process.wait(timeout=120) == 3, output(tmp_path)
     assert token.read_text(encoding="ascii") not in output(tmp_path)
-
-
-@pytest.fixture
-def guarded_head(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """A head as `ray start --head` makes it, with token authentication: the address of its jobs, and the token."""
-    token, port = "0123456789abcdef" * 4, free_port()
-    (tmp_path / ".ray").mkdir()
-    (tmp_path / ".ray" / "auth_token").write_text(token, encoding="ascii")
-    (tmp_path / ".ray" / "auth_token").chmod(0o600)
-    sessions = tempfile.mkdtemp(prefix="hai-")  # a short path: sockets live in it
-    command = ray_command(
-        "start", "--head", "--block", "--num-cpus=1", "--disable-usage-stats", f"--port={free_port()}"
-    )
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={sessions}"]
-    command += ["--dashboard-agent-listen-port=0"]
-    environment = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
-    log = tmp_path / "head.txt"
-    with open(log, "w", encoding="utf-8") as file:
-        head = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-    try:
-        deadline = time.monotonic() + 120
-        while http_status(f"http://127.0.0.1:{port}/api/jobs/", token) != 200:
-            assert head.poll() is None, log.read_text(encoding="utf-8")
-            assert time.monotonic() < deadline, log.read_text(encoding="utf-8")
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/api/jobs/", token
-    finally:
-        kill_tree(head)
-        shutil.rmtree(sessions, ignore_errors=True)
-
-
-@pytest.mark.slow
-def test_a_job_without_the_token_is_refused(guarded_head: tuple[str, str], tmp_path: Path) -> None:
-    url, token = guarded_head
-    mark = tmp_path / "ran"
-    job = json.dumps({"entrypoint": f"touch {mark}"}).encode()
-    assert http_status(url, None, job) in (401, 403)
-    assert http_status(url, "f" * 64, job) in (401, 403)
-    assert not mark.exists()
-    deadline = time.monotonic() + 120
-    while (status := http_status(url, token, job)) != 200:  # the very same request
-        assert status in (0, 500), "what is not refused may have to wait until Ray's agent is up"
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
-    while not mark.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 @pytest.mark.slow

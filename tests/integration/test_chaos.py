@@ -20,7 +20,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("task", ["detector", "ranker"])
 def test_kills_and_rot_leave_no_trace(tmp_path: Path, task: str, kills: int) -> None:
     counts = survive_kills(task, kills=kills, seed=7 + kills, folder=tmp_path)
@@ -44,6 +44,6 @@ def test_what_is_compared_differs_between_runs_that_differ(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.ray
 def test_kills_through_ray_leave_no_trace(tmp_path: Path) -> None:
-    counts = survive_ray_kills("ranker", drivers=1, workers=2, heads=1, seed=2, folder=tmp_path)
+    counts = survive_ray_kills("ranker", drivers=0, workers=1, heads=1, seed=2, folder=tmp_path)
     assert counts.is_whole, counts
-    assert counts.kills == {"driver": 1, "worker": 2, "head": 1}
+    assert counts.kills == Counter(worker=1, head=1)
