@@ -182,6 +182,28 @@ def test_time_limit_leaves_a_whole_table(run: Path, folder: Path, tmp_path: Path
     assert rows[-1]["error"] == "not reached within --time-limit = 0.000001s"
 
 
+@pytest.mark.parametrize("format", ["dacon", "aifactory"])
+@pytest.mark.parametrize("name", ["out.csv", "out"])
+def test_the_full_table_lies_beside_that_of_a_contest(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str, name: str
+) -> None:
+    options = {"format": format, "time_limit": "0.000001s"}
+    assert run_prediction([str(run)], [str(folder)], str(tmp_path / name), **options) == 0
+    said = capsys.readouterr()
+    beside = tmp_path / "out.full.csv"
+    assert said.out.endswith(f" 40 unusable -> {tmp_path / name} (in full: {beside})\n")
+    assert f"unusable: and 30 more, see {beside}\n" in said.err
+    errors = {row["filename"]: row["error"] for row in table(beside)}
+    assert len(errors) == 40
+    assert set(errors.values()) == {"not reached within --time-limit = 0.000001s"}
+
+    beside.unlink()
+    beside.mkdir()
+    assert run_prediction([str(run)], [str(folder)], str(tmp_path / name), **options) == 0
+    assert f"note: {beside} cannot be written (Is a directory)\n" in capsys.readouterr().err
+    assert len(table(tmp_path / name)) == 40
+
+
 def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         run_prediction(
