@@ -123,16 +123,16 @@ def find_files(name: str, stack: ExitStack) -> Iterator[tuple[str, Path]]:
     """
     path = Path(name)
     if path.is_dir():
-        yield from _in_folder(path)
+        yield from _in_folder(path, name)
     elif is_archive(path):
         cache_folder().mkdir(parents=True, exist_ok=True)
         room = stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-", dir=cache_folder()))
-        yield from _in_folder(unpack(path, Path(room) / "files"))
+        yield from _in_folder(unpack(path, Path(room) / "files"), name)
     else:
         yield path.name, path
 
 
-def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
+def _in_folder(folder: Path, shown: str) -> Iterator[tuple[str, Path]]:
     names, others = [], Counter[str]()
     for parent, files in walk(folder):
         if PREPROCESS in files and CONTACT_SHEET in files:  # an overview of the crops that lie below
@@ -145,7 +145,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
                 others[suffix or "no ending"] += 1
     if others:
         kinds = ", ".join(f"{count} with {suffix}" for suffix, count in others.most_common(5))
-        print(f"note: {folder}: left out as neither images nor videos by their names: {kinds}", file=sys.stderr)
+        print(f"note: {shown}: left out as neither images nor videos by their names: {kinds}", file=sys.stderr)
     for name in sorted(names, key=_natural_key):
         yield name, folder / name
 

@@ -93,7 +93,4 @@ def tell(target: Path, full: Path | None, rows: Sequence[Row], threshold: float,
         names = ", ".join(faceless[:3])
         if len(faceless) > 3:
             names += f", ..., see num_faces in {full}" if full else ", ..."
-        print(
-            f"note: no face in {len(faceless)} files ({names}); the middle square of their frames was scored",
-            file=sys.stderr,
-        )
+        print(f"note: no face in {len(faceless)} files ({names}); the middle square was scored", file=sys.stderr)
