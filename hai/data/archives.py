@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import shutil
 import stat
 import struct
@@ -34,6 +35,9 @@ _HEADER_BYTES: Final = 16 << 20
 _BYTES_PER_HEADER: Final = 4 << 10
 """What the headers of a tar may take, in all and for each member besides: long names, times, owners."""
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_UTF8_FLAG: Final = 0x800
+_KOREAN: Final = re.compile(rb"[\xa1-\xfe]{2}")
+"""A letter of KS X 1001. The rarer ones that cp949 adds are valid as western words in cp437 too: `Müller`, `más`."""
 _MOST_PARTS: Final = 64
 _SHOWN: Final = 120
 _LISTED: Final = 50
@@ -200,7 +204,7 @@ def _members(opened: zipfile.ZipFile | tuple[tarfile.TarFile, _Bounded]) -> Iter
                 fault = f"is compressed by method {info.compress_type}, which is not supported, repack it"
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 fault = "is a link" if kind == stat.S_IFLNK else "is a device"
-            yield _Member(info.filename, info.file_size, info.filename.endswith("/"), fault, info)
+            yield _Member(_zip_name(info), info.file_size, info.filename.endswith("/"), fault, info)
         return
     tar, bounded = opened
     for entry in tar:
@@ -213,6 +217,22 @@ def _members(opened: zipfile.ZipFile | tuple[tarfile.TarFile, _Bounded]) -> Iter
             fault = "is a sparse file" if entry.issparse() else ""
         yield _Member(entry.name, entry.size if entry.isreg() else 0, entry.isdir(), fault, entry)
     bounded.left = None
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return a member's name; without the flag for UTF-8 it can be UTF-8 all the same (macOS), cp949 or cp437."""
+    if info.flag_bits & _UTF8_FLAG:
+        return info.filename
+    try:
+        raw = info.filename.encode("cp437")  # what zipfile read it as
+    except UnicodeEncodeError:
+        return info.filename
+    for encoding in ("utf-8", "cp949") if _KOREAN.search(raw) else ("utf-8",):
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return info.filename
 
 
 def _checked(archive: Path, opened: Any, max_files: int, room: int) -> list[_Member]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hai.data.archives import is_archive, unpack
+from hai.data.archives import is_archive, listed, unpack
 from hai.data.folders import VIDEO_SUFFIXES, walk
 from hai.data.images import IMAGE_SUFFIXES
 from hai.errors import DataError
@@ -123,16 +123,16 @@ def find_files(name: str, stack: ExitStack) -> Iterator[tuple[str, Path]]:
     """
     path = Path(name)
     if path.is_dir():
-        yield from _in_folder(path)
+        yield from _in_folder(path, name)
     elif is_archive(path):
         cache_folder().mkdir(parents=True, exist_ok=True)
         room = stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-", dir=cache_folder()))
-        yield from _in_folder(unpack(path, Path(room) / "files"))
+        yield from _in_folder(unpack(path, Path(room) / "files"), name)
     else:
         yield path.name, path
 
 
-def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
+def _in_folder(folder: Path, shown: str) -> Iterator[tuple[str, Path]]:
     names, others = [], Counter[str]()
     for parent, files in walk(folder):
         if PREPROCESS in files and CONTACT_SHEET in files:  # an overview of the crops that lie below
@@ -145,7 +145,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:
                 others[suffix or "no ending"] += 1
     if others:
         kinds = ", ".join(f"{count} with {suffix}" for suffix, count in others.most_common(5))
-        print(f"note: {folder}: left out as neither images nor videos by their names: {kinds}", file=sys.stderr)
+        print(f"note: {shown}: left out as neither images nor videos by their names: {kinds}", file=sys.stderr)
     for name in sorted(names, key=_natural_key):
         yield name, folder / name
 
@@ -173,32 +173,55 @@ def _is_made_of_crops(folder: Path) -> bool:
 
 
 def _as_in(sample: Path, rows: Sequence[Row]) -> list[Row]:
-    """Return a row for each line of the sample; a name without folders finds its file in any folder.
+    """Return a row for each line of the sample: of the file with that name, else of the one at the end of whose path
+    the name stands, or the other way round. A file that the sample names in full is no other line's.
 
     Raises:
-        DataError: the sample cannot be read, has no file names or names two files alike.
+        DataError: the sample cannot be read or has no file names, or it is unclear which file is whose.
     """
-    names = _names_in(sample)
-    by_name = {_composed(row.name): row for row in rows}
-    by_base: dict[str, list[Row]] = {}
-    for name, row in by_name.items():
-        by_base.setdefault(name.rpartition("/")[2], []).append(row)
-    wanted, unclear = [], []
-    for name in names:
-        key = _composed(name)
-        found = [by_name[key]] if key in by_name else by_base.get(key.rpartition("/")[2], [])
+    keys = {name: _composed(name) for name in _names_in(sample)}
+    in_full = set(keys.values())
+    by_name: dict[str, list[Row]] = {}
+    by_end: dict[str, list[Row]] = {}
+    for row in {row.source: row for row in rows}.values():
+        full, *ends = _ends(row.name)
+        by_name.setdefault(full, []).append(row)
+        for end in ends if full not in in_full else ():
+            by_end.setdefault(end, []).append(row)
+    wanted, unclear, taken = [], [], dict[Source | None, str]()
+    for name, key in keys.items():
+        found = by_name.get(key, [])
+        if not found:
+            shorter = [end for end in _ends(key)[1:] if end not in in_full]
+            found = by_end.get(key, []) + [row for end in shorter for row in by_name.get(end, [])]
+        if not found:
+            wanted.append(Row(name, None, error=_NOT_THERE))
+            continue
+        wanted.append(Row(name, found[0].source, found[0].is_ready))
+        first = taken.setdefault(found[0].source, name)
         if len(found) > 1:
-            unclear.append(f"{name} could be {' or '.join(row.name for row in found[:3])}")
-        wanted.append(Row(name, found[0].source, found[0].is_ready) if found else Row(name, None, error=_NOT_THERE))
+            choice = list(dict.fromkeys(row.name for row in found))
+            which = " or ".join(choice[:3]) + (" of more than one --input" if len(choice) == 1 else "")
+            unclear.append(f"{name} could be {which}; give the folder that is meant, or one that holds all")
+        elif keys[first] != key:
+            unclear.append(f"{first} and {name} could both be {found[0].name}; give the folder that holds both")
     if unclear:
-        raise DataError("\n".join(f"--sample = {sample}: {line}; give the folder that is meant" for line in unclear))
-    used = {row.source for row in wanted}
-    left = sum(row.source not in used for row in rows)
+        raise DataError(listed([f"--sample = {sample}: {line}" for line in unclear]))
+    left = sum(row.source not in taken for row in rows)
     if left == len(rows):
-        raise DataError(f"--sample = {sample}: names none of the files in --input, first {names[0]!r}")
+        raise DataError(
+            f"--sample = {sample}: names none of the files in --input; its first is {wanted[0].name!r}, "
+            f"theirs {rows[0].name!r}; give the folder that its names start from"
+        )
     if left:
         print(f"note: {left} files of the input are not in {sample} and are left out", file=sys.stderr)
     return wanted
+
+
+def _ends(name: str) -> list[str]:
+    """List a path, then what is left of it as folder after folder is taken from its front."""
+    parts = _composed(name).split("/")
+    return ["/".join(parts[place:]) for place in range(len(parts))]
 
 
 def _composed(name: str) -> str:

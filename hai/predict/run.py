@@ -18,7 +18,7 @@ from hai.paths import cache_folder
 from hai.predict.aggregate import AGGREGATES
 from hai.predict.files import Row, check_output, find_rows
 from hai.predict.pictures import View
-from hai.predict.table import FORMATS, tell, write_table
+from hai.predict.table import FORMATS, tell, write_tables
 from hai.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run_prediction(
     Args:
         checkpoints: REFs; the logits of several are averaged.
         inputs: image and video files, folders (searched deeply) and archives.
-        output: the CSV; it appears when it is whole.
+        output: the CSV; it appears when it is whole. Beside that of a contest lies the full one, `NAME.full.csv`.
         format: `full`, or the columns of a contest: `dacon`, `aifactory`.
         frames: frames to look at in each video, evenly spread.
         faces: `auto` cuts faces out where the training data were cut so; `always` everywhere; `never`.
@@ -90,10 +90,10 @@ def run_prediction(
     _finish(rows, len(models), time_limit)
     threshold = common_threshold([model.threshold for model in models])
     try:
-        write_table(target, rows, threshold, format)
+        full = write_tables(target, rows, threshold, format)
     except OSError as error:
         raise StorageError(_saved_elsewhere(target, rows, threshold, format, error)) from None
-    tell(target, rows, threshold, format, cut=any(view.cut is not None for view in views))
+    tell(target, full, rows, threshold, format, cut=any(view.cut is not None for view in views))
     if fewest < frames:
         print(f"note: {fewest} to {frames} frames of each video were looked at, for --time-limit {time_limit}")
     return 0
@@ -181,7 +181,7 @@ def _saved_elsewhere(target: Path, rows: Sequence[Row], threshold: float, format
     line = f"--output = {target}; cannot be written ({error.strerror or error})"
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_table(kept, rows, threshold, format)
+        write_tables(kept, rows, threshold, format)
     except OSError:
         return f"{line}, nor can {kept}; make room and try again"
     return f"{line}; the whole table is at {kept} instead"

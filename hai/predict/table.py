@@ -12,7 +12,7 @@ from typing import Final
 from hai.predict.files import Row
 from hai.types import LABELS
 
-__all__ = ["COLUMNS", "FORMATS", "tell", "write_table"]
+__all__ = ["COLUMNS", "FORMATS", "tell", "write_tables"]
 
 COLUMNS: Final = {
     "full": ("filename", "probability_fake", "prediction", "num_frames", "num_faces", "error"),
@@ -25,8 +25,29 @@ FORMATS: Final = tuple(COLUMNS)
 _MOST_LINES: Final = 10
 
 
-def write_table(target: Path, rows: Sequence[Row], threshold: float, format: str) -> None:
-    """Write the CSV under a temporary name, then put it in place."""
+def write_tables(target: Path, rows: Sequence[Row], threshold: float, format: str) -> Path | None:
+    """Write the CSV and, as those of contests have no column for an error, the full one beside it.
+
+    Returns:
+        Where the full one is; None: it cannot be written.
+
+    Raises:
+        OSError: the CSV itself cannot be written.
+    """
+    _write(target, rows, threshold, format)
+    if format == "full":
+        return target
+    beside = target.with_name(f"{target.name.removesuffix('.csv')}.full.csv")
+    try:
+        _write(beside, rows, threshold, "full")
+    except OSError as error:
+        print(f"note: {beside} cannot be written ({error.strerror or error})", file=sys.stderr)
+        return None
+    return beside
+
+
+def _write(target: Path, rows: Sequence[Row], threshold: float, format: str) -> None:
+    """Write a CSV under a temporary name, then put it in place."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     encoding = "utf-8-sig" if format == "dacon" else "utf-8"
     try:
@@ -47,8 +68,8 @@ def write_table(target: Path, rows: Sequence[Row], threshold: float, format: str
         temporary.unlink(missing_ok=True)
 
 
-def tell(target: Path, rows: Sequence[Row], threshold: float, format: str, *, cut: bool) -> None:
-    """Say what came out; `cut` where faces were looked for."""
+def tell(target: Path, full: Path | None, rows: Sequence[Row], threshold: float, format: str, *, cut: bool) -> None:
+    """Say what came out; `full` is the table with all columns, `cut` is set where faces were looked for."""
     scored = [row for row in rows if not row.error]
     fakes = sum(row.probability >= threshold for row in scored)
     bad = [row for row in rows if row.error]
@@ -56,11 +77,12 @@ def tell(target: Path, rows: Sequence[Row], threshold: float, format: str, *, cu
         f"{len(rows)} files: {len(scored) - fakes} real, {fakes} fake at the threshold {threshold:.3f}"
         + (f", {len(bad)} unusable" if bad else "")
         + f" -> {target}"
+        + (f" (in full: {full})" if full not in (None, target) else "")
     )
     for row in bad[:_MOST_LINES]:
         print(f"unusable: {row.name}: {row.error}", file=sys.stderr)
     if len(bad) > _MOST_LINES:
-        see = ", see the table" if format == "full" else ""
+        see = f", see {full}" if full else ""
         print(f"unusable: and {len(bad) - _MOST_LINES} more{see}", file=sys.stderr)
     if bad and format != "full":
         unknown = Row("", None).probability
@@ -68,8 +90,7 @@ def tell(target: Path, rows: Sequence[Row], threshold: float, format: str, *, cu
         print(f"note: unusable files have {value} in the table, which must have no gaps", file=sys.stderr)
     faceless = [row.name for row in scored if not row.num_faces and not row.is_ready]
     if cut and faceless:
-        names = f"{', '.join(faceless[:3])}{', ...' if len(faceless) > 3 else ''}"
-        print(
-            f"note: no face in {len(faceless)} files ({names}); the middle square of their frames was scored",
-            file=sys.stderr,
-        )
+        names = ", ".join(faceless[:3])
+        if len(faceless) > 3:
+            names += f", ..., see num_faces in {full}" if full else ", ..."
+        print(f"note: no face in {len(faceless)} files ({names}); the middle square was scored", file=sys.stderr)

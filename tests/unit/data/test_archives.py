@@ -3,6 +3,7 @@ import os
 import shutil
 import stat
 import tarfile
+import unicodedata
 import zipfile
 
 import pytest
@@ -87,6 +88,53 @@ def test_names_may_hold_the_spaces_of_all_scripts(tmp_path, space):
     name = f"Screenshot 9.41.00{space}PM.png"
     path = zipped(tmp_path / "a.zip", [(name, b"1")])
     assert tree(unpack(path, tmp_path / "out")) == {name: b"1"}
+
+
+def zipped_raw(path, names):
+    """Write a zip whose names are these bytes, without the flag that says UTF-8; each file holds its place."""
+    stand_ins = [chr(ord("A") + place) * len(raw) for place, raw in enumerate(names)]
+    zipped(path, [(stand_in, b"%d" % place) for place, stand_in in enumerate(stand_ins)])
+    data = path.read_bytes()
+    for stand_in, raw in zip(stand_ins, names, strict=True):
+        data = data.replace(stand_in.encode(), raw)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        ("폴더/사진 1.jpg", "utf-8"),
+        (unicodedata.normalize("NFD", "사진.jpg"), "utf-8"),
+        ("폴더/사진 1.jpg", "cp949"),
+        ("폴더\\똠방각하.jpg", "cp949"),
+        ("é/Müller más.jpg", "cp437"),
+        ("Größe.jpg", "cp437"),
+    ],
+)
+def test_names_of_zips_that_do_not_say_their_encoding(tmp_path, name, encoding):
+    path = zipped_raw(tmp_path / "a.zip", [name.encode(encoding), b"plain.jpg"])
+    assert tree(unpack(path, tmp_path / "out")) == {name.replace("\\", "/"): b"0", "plain.jpg": b"1"}
+
+
+def test_names_are_checked_as_they_are_decoded(tmp_path):
+    same = ["사진.jpg".encode(), "사진.jpg".encode("cp949")]
+    path = zipped_raw(tmp_path / "a.zip", [*same, "a\u202egpj.exe".encode(), "..\\사진.jpg".encode("cp949")])
+    with pytest.raises(DataError) as caught:
+        unpack(path, tmp_path / "out")
+    assert [line.split(" member ")[1] for line in str(caught.value).split("\n")] == [
+        "'사진.jpg' occurs twice; refused",
+        "'a\\u202egpj.exe' has unprintable characters in its name; refused",
+        "'..\\\\사진.jpg' leaves the folder by '..'; refused",
+    ]
+    assert os.listdir(tmp_path) == ["a.zip"]
+
+
+def test_no_letter_of_cp949_holds_a_separator():
+    """Unlike those of Shift-JIS and GBK: a backslash among the bytes is one that the name has."""
+    letters = bytes(range(256)).decode("latin-1") + "".join(map(chr, range(256, 0xD800)))
+    raw = letters.encode("cp949", "ignore")
+    assert (raw.count(b"\\"), raw.count(b"/"), len(raw) > 30_000) == (1, 1, True)
 
 
 @pytest.mark.parametrize("char", ["\t", "\n", "\x7f", "\x85", "\u2028", "\u2029", "\u202e"])

@@ -114,14 +114,22 @@ def test_every_odd_file_is_scored_or_named(run: Path, real_data: Path, tmp_path:
     assert sum(not row["error"] for row in rows) > 30
 
 
-def test_zip_is_unpacked_and_removed(run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zip_is_unpacked_and_removed(
+    run: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
     archive = tmp_path / "images.zip"
     with zipfile.ZipFile(archive, "w") as file:
         for name in ("frame10.png", "frame9.png"):
             file.write(folder / name, f"set/{name}")
         file.writestr("__MACOSX/set/._frame9.png", b"resource fork")
+        file.writestr("set/more.dat", b"")
     rows = predict(run, archive, tmp_path)
+    assert capsys.readouterr().err.startswith(f"note: {archive}: left out as neither images nor videos")
     assert [row["filename"] for row in rows] == ["set/frame9.png", "set/frame10.png"]
     direct = {row["filename"]: row["probability_fake"] for row in predict(run, folder, tmp_path)}
     assert rows[0]["probability_fake"] == direct["frame9.png"]
@@ -180,6 +188,39 @@ def test_time_limit_leaves_a_whole_table(run: Path, folder: Path, tmp_path: Path
     rows = predict(run, folder, tmp_path, time_limit="0.000001s")
     assert len(rows) == 40
     assert rows[-1]["error"] == "not reached within --time-limit = 0.000001s"
+
+
+@pytest.mark.parametrize("format", ["dacon", "aifactory"])
+@pytest.mark.parametrize("name", ["out.csv", "out"])
+def test_the_full_table_lies_beside_that_of_a_contest(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str, name: str
+) -> None:
+    options = {"format": format, "time_limit": "0.000001s"}
+    assert run_prediction([str(run)], [str(folder)], str(tmp_path / name), **options) == 0
+    said = capsys.readouterr()
+    beside = tmp_path / "out.full.csv"
+    assert said.out.endswith(f" 40 unusable -> {tmp_path / name} (in full: {beside})\n")
+    assert f"unusable: and 30 more, see {beside}\n" in said.err
+    errors = {row["filename"]: row["error"] for row in table(beside)}
+    assert len(errors) == 40
+    assert set(errors.values()) == {"not reached within --time-limit = 0.000001s"}
+
+    beside.unlink()
+    beside.mkdir()
+    assert run_prediction([str(run)], [str(folder)], str(tmp_path / name), **options) == 0
+    assert f"note: {beside} cannot be written (Is a directory)\n" in capsys.readouterr().err
+    assert len(table(tmp_path / name)) == 40
+
+
+def test_files_without_a_face_stand_in_the_full_table(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [str(folder / f"frame{key}.png") for key in range(4)]
+    assert run_prediction([str(run)], images, str(tmp_path / "out.csv"), format="dacon", faces="always") == 0
+    beside = tmp_path / "out.full.csv"
+    names = f"frame0.png, frame1.png, frame2.png, ..., see num_faces in {beside}"
+    assert f"note: no face in 4 files ({names}); the middle square was scored\n" in capsys.readouterr().err
+    assert [row["num_faces"] for row in table(beside)] == ["0"] * 4
 
 
 def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> None:
