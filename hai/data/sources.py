@@ -145,7 +145,7 @@ def locate_source(config: SourceConfig, form: Form, progress: Progress | None = 
         local = _pack_from_mount(local, progress)
     if is_kaggle(config.path) or (local.is_file() and is_archive(local)):
         local = _inside(local if local.is_dir() else _unpacked(local, progress), form)
-        image_dir = str(local / image_dir) if image_dir and not is_url(image_dir) else image_dir
+        image_dir = str(local / os.path.expanduser(image_dir)) if image_dir and not is_url(image_dir) else image_dir
         local = _only_csv(local, form)
     elif image_dir is None and is_url(config.path) and config.path.lower().endswith(".csv"):
         image_dir = config.path.rpartition("/")[0]
