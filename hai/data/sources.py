@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections import Counter
@@ -84,6 +85,7 @@ def load_source(
     if local.is_dir() and (local / PACK_FILE).is_file():
         return _of_task(load_pack(local, config.name, progress), form, config)
     table = folder_table(local, form, config.name) if local.is_dir() else local
+    _refuse_unfinished(local if table is None else table.parent, config.name)
     if table is not None and table.suffix.lower() == ".csv":
         rows = form.read_csv(table, image_dir, config.name, faults, progress)
         _note_crops(rows, table.parent, config.name)
@@ -102,6 +104,19 @@ def load_source(
     _warn_of_mount(rows, config.name)
     faults += [f"{rows.file[i]}: missing; a link that leads nowhere?" for i in (rows.stats[:, 0] < 0).nonzero()[0]]
     return rows
+
+
+def _refuse_unfinished(folder: Path, name: str) -> None:
+    """Refuse crops that are not all there: the table of their groups, sources and videos is written at the end."""
+    try:
+        status = json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return  # what is damaged gets a warning
+    if status == "running":
+        raise DataError(
+            f"source {name}: {folder} is not finished; run the same hai preprocess command again to finish it, or wait "
+            "for the one that runs"
+        )
 
 
 def _note_crops(rows: Rows, folder: Path, name: str) -> None:
