@@ -140,7 +140,8 @@ def _cut(counts: NDArray[Any], shares: NDArray[np.float64]) -> NDArray[np.int8]:
     wanted = np.flatnonzero(shares)
     for missing in wanted[: len(counts)]:
         if not (split == missing).any():
-            donor = np.bincount(split, minlength=3).argmax()
+            units = np.bincount(split, minlength=3)
+            donor = units.argmax() if units.max() > 1 else split.max()  # of single units the last is one too many
             candidates = np.flatnonzero(split == donor)
             split[candidates[counts[candidates].argmin()]] = missing
     return split
