@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hai.data.splits import assign_splits, codes_of, components, content_keys
+from hai.data.splits import assign_splits, codes_of, components, content_keys, follow
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -82,6 +82,20 @@ def test_rows_follow_the_split_of_their_unit():
     split = assigned([0] * 6, [0] * 6, [0, 0, 1, 1, 2, 2], split=[2, -1, -1, 1, -1, -1])
     assert split[:4].tolist() == [2, 2, 1, 1]
     assert split[4] == split[5] == 0
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans()), min_size=1, max_size=30),
+    splits=st.lists(st.integers(0, 2), min_size=7, max_size=7),
+)
+def test_groups_stay_whole_whatever_splits_their_copies_have(rows, splits):
+    group, content = np.array([row[:2] for row in rows], dtype=np.int64).T
+    split = np.array([splits[g] if known else -1 for g, _, known in rows], dtype=np.int8)
+    unit = components(group, content)
+    found = assigned(0 * unit, 0 * unit, unit, split=follow(split, group))
+    assert len(set(zip(group.tolist(), found.tolist(), strict=True))) == len(set(group.tolist()))
+    assert (found >= 0).all()
+    assert (found == split)[split >= 0].all()
 
 
 def test_given_splits_stay():
