@@ -97,8 +97,10 @@ def load_source(
         rows = _read_layout(local, config.name)
     else:
         rows = _scan_folder(local, config.name, form, faults)
-    odd = [i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)]
-    faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in odd]
+    odd = {i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)}
+    faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in sorted(odd)]
+    if odd:
+        rows.drop(odd)
     rows.stats = stat_files(rows.file)
     _note_crops(rows, local, config.name)
     _warn_of_mount(rows, config.name)
