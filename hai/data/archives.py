@@ -161,6 +161,8 @@ class _Bounded(io.RawIOBase):
         self._stream, self._end = stream, end
         self.left: int | None = _HEADER_BYTES
         """Bytes of headers that may still be read; None: members are read."""
+        self.last = b""
+        """What was read last; to go back for it would decompress everything once more."""
 
     def read(self, size: int = -1) -> bytes:
         """Read as much as asked for; raises tarfile.ReadError beyond the bounds."""
@@ -168,7 +170,8 @@ class _Bounded(io.RawIOBase):
             if not 0 <= size <= self.left:
                 raise tarfile.ReadError("its headers are larger than those of an honest archive")
             self.left -= size
-        return self._stream.read(size)
+        self.last = self._stream.read(size)
+        return self.last
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
         """Go to a position; raises tarfile.ReadError beyond the bounds."""
@@ -216,6 +219,13 @@ def _members(opened: zipfile.ZipFile | tuple[tarfile.TarFile, _Bounded]) -> Iter
         if entry.isreg() or entry.isdir():
             fault = "is a sparse file" if entry.issparse() else ""
         yield _Member(entry.name, entry.size if entry.isreg() else 0, entry.isdir(), fault, entry)
+    if not bounded.last:  # tarfile takes every header but the first that is cut off or wrong for the end
+        raise tarfile.ReadError("it breaks off before its end")
+    rest = bounded.last
+    while rest:  # up to where the compressed stream is compared with its checksum
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError("a header is wrong, or something follows its end")
+        rest = bounded.read(tarfile.RECORDSIZE)
     bounded.left = None
 
 

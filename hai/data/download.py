@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from email.message import Message
 from pathlib import Path
 from typing import Any, Final
@@ -161,6 +161,9 @@ def _go_on(
         raise StorageError(f"{where}: cannot be reached ({_reason(error)}); check the URL") from None
     if found.size is not None and _size(body) != found.size:
         raise _PassingError(f"the server broke off after {_size(body)} of {found.size} bytes")
+    if found.size is None:
+        found = replace(found, size=_size(body))
+        _note(notes, found)  # so that the next call does not ask for what follows
     return found
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hai.data.columns import renamed, taken
 from hai.data.content import Content, Progress, check_images
 from hai.data.rows import COMPARED, Rows, raise_faults
-from hai.data.splits import assign_splits, codes_of, components, content_keys
+from hai.data.splits import assign_splits, codes_of, components, content_keys, follow
 from hai.errors import DataError
 from hai.types import LABELS, SPLITS
 
@@ -281,8 +281,9 @@ def units_of(
 def divide(table: Table, data: DataConfig, seed: int, unit: NDArray[np.int64]) -> Table:
     """Give every row a split, units whole, and keep the rows that their source contributes."""
     source, _ = codes_of(table.source)
+    split = follow(table.split, _groups(table, data)[0])  # before copies that were given another split
     table.split = assign_splits(
-        table.split, table.label, source, unit, content_keys(table.sha256), _shares(table, data), seed
+        split, table.label, source, unit, content_keys(table.sha256), _shares(table, data), seed
     )
     return table.rows(_allowed(data)[table.root, table.split])
 

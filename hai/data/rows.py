@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,12 @@ class Rows:
         self.split.append(split)
         self.group.append(group)
         self.source.append(source)
+
+    def drop(self, positions: set[int]) -> None:
+        """Leave out rows of a folder, which have no columns but those of `add` and `video`."""
+        columns: tuple[list[Any], ...] = (self.path, self.file, self.label, self.split, self.group, self.source)
+        for column in (*columns, self.video):
+            column[:] = [value for i, value in enumerate(column) if i not in positions]
 
     def forget(self) -> None:
         """Let go of the columns; what is said of the source as a whole stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections import Counter
@@ -84,6 +85,7 @@ def load_source(
     if local.is_dir() and (local / PACK_FILE).is_file():
         return _of_task(load_pack(local, config.name, progress), form, config)
     table = folder_table(local, form, config.name) if local.is_dir() else local
+    _refuse_unfinished(local if table is None else table.parent, config.name)
     if table is not None and table.suffix.lower() == ".csv":
         rows = form.read_csv(table, image_dir, config.name, faults, progress)
         _note_crops(rows, table.parent, config.name)
@@ -95,13 +97,28 @@ def load_source(
         rows = _read_layout(local, config.name)
     else:
         rows = _scan_folder(local, config.name, form, faults)
-    odd = [i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)]
-    faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in odd]
+    odd = {i for i, file in enumerate(rows.file) if not file.isprintable() and not _is_utf8(file)}
+    faults += [f"{rows.file[i]!r}: the name is not UTF-8; rename the file" for i in sorted(odd)]
+    if odd:
+        rows.drop(odd)
     rows.stats = stat_files(rows.file)
     _note_crops(rows, local, config.name)
     _warn_of_mount(rows, config.name)
     faults += [f"{rows.file[i]}: missing; a link that leads nowhere?" for i in (rows.stats[:, 0] < 0).nonzero()[0]]
     return rows
+
+
+def _refuse_unfinished(folder: Path, name: str) -> None:
+    """Refuse crops that are not all there: the table of their groups, sources and videos is written at the end."""
+    try:
+        status = json.loads((folder / PREPROCESS).read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return  # what is damaged gets a warning
+    if status == "running":
+        raise DataError(
+            f"source {name}: {folder} is not finished; run the same hai preprocess command again to finish it, or wait "
+            "for the one that runs"
+        )
 
 
 def _note_crops(rows: Rows, folder: Path, name: str) -> None:
@@ -145,7 +162,7 @@ def locate_source(config: SourceConfig, form: Form, progress: Progress | None = 
         local = _pack_from_mount(local, progress)
     if is_kaggle(config.path) or (local.is_file() and is_archive(local)):
         local = _inside(local if local.is_dir() else _unpacked(local, progress), form)
-        image_dir = str(local / image_dir) if image_dir and not is_url(image_dir) else image_dir
+        image_dir = str(local / os.path.expanduser(image_dir)) if image_dir and not is_url(image_dir) else image_dir
         local = _only_csv(local, form)
     elif image_dir is None and is_url(config.path) and config.path.lower().endswith(".csv"):
         image_dir = config.path.rpartition("/")[0]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hai.data.draws import hash_keys
 
-__all__ = ["assign_splits", "codes_of", "components", "content_keys", "linked"]
+__all__ = ["assign_splits", "codes_of", "components", "content_keys", "follow", "linked"]
 
 _SPLIT_DRAW = 0x53504C49
 """Key that keeps these draws apart from all others of the same seed."""
@@ -66,6 +66,26 @@ def linked(size: int, pairs: NDArray[Any]) -> NDArray[np.int64]:
             return np.unique(joined, return_inverse=True)[1].astype(np.int64).reshape(-1)
 
 
+def follow(split: NDArray[np.int8], key: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Give rows without a split the first that others with their key have.
+
+    Args:
+        split: position in SPLITS or -1, [N].
+        key: rows with the same number belong together; -1 follows nothing, [N].
+
+    Returns:
+        The splits, -1 where there is nothing to follow, [N].
+    """
+    result = split.copy()
+    given, keyed = (split >= 0) & (key >= 0), np.flatnonzero((split < 0) & (key >= 0))
+    if given.any() and len(keyed):
+        known = np.full(int(key.max()) + 1, 127, dtype=np.int8)
+        np.minimum.at(known, key[given], split[given])
+        follows = keyed[known[key[keyed]] < 127]
+        result[follows] = known[key[follows]]
+    return result
+
+
 def assign_splits(
     split: NDArray[np.int8],
     label: NDArray[np.int8],
@@ -94,20 +114,11 @@ def assign_splits(
     Returns:
         A split for every row, [N].
     """
-    size = len(split)
-    result = split.copy()
-    if size == 0 or not (split < 0).any():
-        return result
-    num_units = int(unit.max()) + 1
-    known = np.full(num_units, 127, dtype=np.int8)
-    given = split >= 0
-    np.minimum.at(known, unit[given], split[given])
-    follows = (split < 0) & (known[unit] < 127)
-    result[follows] = known[unit[follows]]
-
+    result = follow(split, unit)
     rows = np.flatnonzero(result < 0)
     if not len(rows):
         return result
+    num_units = int(unit.max()) + 1
     content = np.full(num_units, np.iinfo(np.int64).max)
     first = np.full(num_units, np.iinfo(np.int64).max)
     labels = np.zeros(num_units, dtype=np.int64)
@@ -140,7 +151,8 @@ def _cut(counts: NDArray[Any], shares: NDArray[np.float64]) -> NDArray[np.int8]:
     wanted = np.flatnonzero(shares)
     for missing in wanted[: len(counts)]:
         if not (split == missing).any():
-            donor = np.bincount(split, minlength=3).argmax()
+            units = np.bincount(split, minlength=3)
+            donor = units.argmax() if units.max() > 1 else split.max()  # of single units the last is one too many
             candidates = np.flatnonzero(split == donor)
             split[candidates[counts[candidates].argmin()]] = missing
     return split

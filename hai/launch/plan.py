@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hai.config.schema import RunConfig
+from hai.data.archives import is_archive
+from hai.data.kaggle import is_kaggle
+from hai.data.remote import is_url, plain_url
 from hai.types import Record
 
-__all__ = ["Outcome", "Plan", "is_url", "located"]
+__all__ = ["Outcome", "Plan", "located"]
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,19 @@ class Outcome:
     summary: Record
 
 
-def is_url(path: str) -> bool:
-    """Say whether a path names a protocol, such as gs:// or s3://."""
-    return "://" in path
-
-
 def located(config: RunConfig) -> RunConfig:
     """Make every local path absolute, because Ray's workers run in a folder of their own."""
 
     def absolute(path: str | None) -> str | None:
-        return path if path is None or is_url(path) else str(Path(path).expanduser().absolute())
+        return path if path is None or is_url(path) or is_kaggle(path) else str(Path(path).expanduser().absolute())
+
+    def image_dir(path: str, start: str | None) -> str | None:
+        """Leave alone what starts inside of an archive."""
+        return start if is_kaggle(path) or is_archive(plain_url(path)) else absolute(start)
 
     storage = config.storage or os.environ.get("HAI_STORAGE") or "runs"
     sources = [
-        source.model_copy(update={"path": absolute(source.path), "image_dir": absolute(source.image_dir)})
+        source.model_copy(update={"path": absolute(source.path), "image_dir": image_dir(source.path, source.image_dir)})
         for source in config.data.sources
     ]
     pretrained, name = config.model.pretrained, config.model.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hai.config.schema import RunConfig, ScaleConfig
+from hai.data.sources import load_source
 from hai.errors import ConfigError, DataError
 from hai.launch.bar import TrainingBar
 from hai.launch.cluster import keep_token, live_address
@@ -33,6 +35,30 @@ def test_local_paths_become_absolute_and_urls_stay(monkeypatch: pytest.MonkeyPat
     assert placed.model.pretrained == str(tmp_path / "weights")
     monkeypatch.setenv("HAI_STORAGE", "s3://bucket/runs")
     assert located(config).storage == "s3://bucket/runs"
+
+
+def test_sources_from_kaggle_and_archives_load_as_they_do_without_a_launch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "faces" / "photos").mkdir(parents=True)
+    (tmp_path / "faces" / "photos" / "a.png").write_bytes(b"pixels")
+    (tmp_path / "faces" / "rows.csv").write_text("path,label\na.png,fake\n")
+    shutil.make_archive(str(tmp_path / "faces"), "zip", tmp_path / "faces")
+    sources = [
+        {"name": "kaggle", "path": "kaggle:me/faces", "image_dir": "photos"},
+        {"name": "page", "path": "https://www.kaggle.com/datasets/me/faces", "image_dir": "photos"},
+        {"name": "url", "path": "https://host/faces.tar.gz?key=1", "image_dir": "photos"},
+        {"name": "csv", "path": "https://host/faces.csv", "image_dir": "photos"},
+        {"name": "zip", "path": "faces.zip", "image_dir": "photos"},
+    ]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    placed = located(RunConfig.model_validate({"data": {"sources": sources}})).data.sources
+    assert [source.path for source in placed[:4]] == [source["path"] for source in sources[:4]]
+    assert [source.image_dir for source in placed[:3]] == ["photos"] * 3
+    assert placed[3].image_dir == str(tmp_path / "photos")
+    monkeypatch.chdir("/")
+    assert load_source(placed[4], []).path == ["a.png"]
 
 
 def test_a_plan_survives_its_journey() -> None:

@@ -1,7 +1,9 @@
+import gzip
 import io
 import os
 import shutil
 import stat
+import subprocess
 import tarfile
 import unicodedata
 import zipfile
@@ -196,6 +198,71 @@ def test_damaged_archives_give_a_reason_and_leave_nothing(tmp_path_factory, cut,
             refused.append(path.name)
     assert not any((folder / f"{name}.out").exists() for name in refused)
     assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize("option", ["", "z"])
+@pytest.mark.parametrize("blocking", ["1", "20", "2048"])
+def test_what_gnu_tar_packs_is_unpacked(tmp_path, option, blocking):
+    for name, data in FILES:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(data)
+    path = tmp_path / "a.tar"
+    subprocess.run(["tar", f"-c{option}f", path, "-b", blocking, "-C", tmp_path / "in", "."], check=True)
+    assert tree(unpack(path, tmp_path / "out")) == dict(FILES)
+
+
+def damage(path, change):
+    """Change the plain bytes of a .tar or .tar.gz."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rb") as file:
+        data = bytearray(file.read())
+    data = change(data)
+    with opener(path, "wb") as file:
+        file.write(data)
+
+
+def at(position, value):
+    return lambda data: data[:position] + value + data[position + len(value) :]
+
+
+# in a.tar are headers at 0, 1024, and 2560; its end is at 3072 of 10240 bytes
+THREE = [("a.jpg", b"a" * 10), ("b.jpg", b"b" * 600), ("c.jpg", b"")]
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (at(1024, b"B"), "a header is wrong"),
+        (at(1024, bytes(512)), "something follows its end"),
+        (lambda data: data + data, "something follows its end"),
+        (lambda data: data[:1024], "breaks off"),
+        (lambda data: data[:1100], "a header is wrong"),
+        (lambda data: data[:2000], "unexpected end"),
+        (lambda data: data[:3072], "breaks off"),
+    ],
+)
+def test_a_tar_that_is_cut_off_or_has_a_wrong_header_is_not_unpacked_in_part(tmp_path, name, change, reason):
+    path = tarred(tmp_path / name, THREE, "w:gz" if name.endswith("gz") else "w")
+    damage(path, lambda data: data[:4096])
+    assert tree(unpack(path, tmp_path / "whole")) == dict(THREE)
+    damage(path, change)
+    with pytest.raises(DamagedError, match=reason):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_checksums_of_compressed_tars_are_compared(tmp_path, mode, flip):
+    path = tarred(tmp_path / f"a.tar.{mode}", [("a.bin", os.urandom(5000))], f"w:{mode}")
+    data = bytearray(path.read_bytes())
+    if flip:
+        data[len(data) // 2] ^= 1  # bytes that do not compress are stored as they are
+    path.write_bytes(data if flip else data[:-4])
+    with pytest.raises(DamagedError):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_encrypted_and_truncated_zips(tmp_path):

@@ -9,6 +9,7 @@ from hai.cli import main
 from hai.config.schema import DataConfig, SourceConfig
 from hai.data.audit import _looked_at, audit_data
 from hai.data.index import pack_data
+from hai.report.audit import write_audit
 
 LINE = re.compile(r"(label|source) separable by (.+): AUC ([01]\.\d\d)")
 
@@ -220,6 +221,22 @@ def test_what_training_refuses_is_a_finding(tmp_path):
     assert line.startswith("broken.jpg: ")
     assert found.num_rows == 27
     assert len(found.manifest) == 24
+
+
+@pytest.mark.parametrize("name", ["gesicht_\udcfc.png", "m\udcfcller/a.png"])
+def test_a_name_that_is_not_utf8_is_a_finding(tmp_path, name):
+    for number, label in enumerate(("real", "fake")):
+        fill(tmp_path / label, 12, seed=number + 1)
+    try:
+        save(tmp_path / "fake" / name, drawn(1))
+    except OSError:
+        pytest.skip("the file system holds no such names")
+    found = audit(tmp_path)
+    (line,) = of_kind(found, "unusable row")
+    assert line.endswith("the name is not UTF-8; rename the file")
+    assert len(found.manifest) == 24
+    assert found.num_rows == 25
+    write_audit(found, str(tmp_path), tmp_path / "out")
 
 
 def test_many_bad_rows_are_cut_short_but_kept(tmp_path):

@@ -13,6 +13,7 @@ from hai.config.load import config_from_yaml_text
 from hai.config.schema import DataConfig, SourceConfig
 from hai.data.manifest import build_manifest, load_manifest, save_manifest
 from hai.data.pack import build_pack
+from hai.errors import DataError
 from hai.faces.settings import PREPROCESS, CropSettings, as_record
 from hai.tasks.detector import DetectorTask
 
@@ -64,6 +65,19 @@ def test_sources_that_were_cut_differently_are_told(crops: Path, tmp_path: Path,
     ]
     both = build_manifest(_data(small_faces, crops), 1)
     assert both.crop_settings == as_record(SETTINGS)
+
+
+def test_crops_that_are_not_finished_are_refused(crops: Path) -> None:
+    (crops / "table.csv").write_text("path,label\n", encoding="utf-8")
+    record = {"settings": as_record(SETTINGS), "status": "running"}
+    (crops / PREPROCESS).write_text(json.dumps(record), encoding="utf-8")
+    for path in (crops, crops / "table.csv"):
+        with pytest.raises(
+            DataError, match=f"source s0: {crops} is not finished; run the same hai preprocess command again"
+        ):
+            build_manifest(_data(path), 1)
+    (crops / PREPROCESS).write_text(json.dumps(record | {"status": "finished"}), encoding="utf-8")
+    assert build_manifest(_data(crops), 1).crop_settings == as_record(SETTINGS)
 
 
 def test_a_damaged_file_is_a_warning(crops: Path) -> None:

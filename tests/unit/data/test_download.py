@@ -53,6 +53,9 @@ def test_a_file_arrives_whole(web, tmp_path, has_length):
     seen = []
     assert taken(web, tmp_path, seen=seen) == DATA
     assert seen[-1] == (len(DATA), len(DATA) if has_length else 0)
+    web.requests.clear()
+    assert taken(web, tmp_path) == DATA
+    assert web.requests == []
 
 
 def test_broken_connections_go_on_where_they_broke(web, tmp_path):

@@ -139,6 +139,15 @@ def test_given_splits_are_kept_and_leaks_between_them_are_said(tmp_path):
     assert "real/copy.png (val)" in line
 
 
+def test_a_row_follows_its_group_before_a_copy_of_its_group(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2), ("d", 3)):
+        save_image(tmp_path / f"{name}.png", seed)
+    rows = ["a.png,fake,g1,train", "b.png,fake,g2,val", "c.png,fake,g2,", "d.png,real,g3,train"]
+    manifest = build_manifest(config(save_rows(tmp_path / "t.csv", *rows)), 0)
+    assert split_names(manifest) == {"a.png": "train", "b.png": "val", "c.png": "val", "d.png": "train"}
+    assert "images are in more than one split" in manifest.warnings[0]
+
+
 def test_a_group_in_two_splits_is_refused_by_name(tmp_path):
     save_faces(tmp_path, 8)
     rows = ["real/000.png,real,id 7,train", "fake/001.png,fake,id 7,val", "real/002.png,real,x,val"]

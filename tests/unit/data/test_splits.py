@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hai.data.splits import assign_splits, codes_of, components, content_keys
+from hai.data.splits import assign_splits, codes_of, components, content_keys, follow
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -58,10 +58,44 @@ def test_small_strata_fill_train_then_val_then_test(size, expected):
     assert np.bincount(split, minlength=3).tolist() == expected
 
 
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    parts=st.lists(st.integers(0, 10), min_size=3, max_size=3).filter(any),
+    seed=st.integers(0, 5),
+)
+def test_as_many_splits_are_filled_as_there_are_units_train_first(sizes, parts, seed):
+    unit = np.repeat(np.arange(len(sizes)), sizes)
+    split = assigned(0 * unit, 0 * unit, unit, shares=np.array(parts) / sum(parts), seed=seed)
+    assert len(set(zip(unit.tolist(), split.tolist(), strict=True))) == len(sizes)
+    wanted = np.flatnonzero(parts)
+    assert set(wanted[: len(sizes)]) <= set(split) <= set(wanted)
+
+
+@pytest.mark.parametrize("sizes", [(10, 2), (2, 10)])
+def test_of_two_groups_one_is_for_training(sizes):
+    for seed in range(4):
+        split = assigned([0] * 12, [0] * 12, np.repeat([0, 1], sizes), seed=seed)
+        assert set(split) == {0, 1}
+
+
 def test_rows_follow_the_split_of_their_unit():
     split = assigned([0] * 6, [0] * 6, [0, 0, 1, 1, 2, 2], split=[2, -1, -1, 1, -1, -1])
     assert split[:4].tolist() == [2, 2, 1, 1]
     assert split[4] == split[5] == 0
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.booleans()), min_size=1, max_size=30),
+    splits=st.lists(st.integers(0, 2), min_size=7, max_size=7),
+)
+def test_groups_stay_whole_whatever_splits_their_copies_have(rows, splits):
+    group, content = np.array([row[:2] for row in rows], dtype=np.int64).T
+    split = np.array([splits[g] if known else -1 for g, _, known in rows], dtype=np.int8)
+    unit = components(group, content)
+    found = assigned(0 * unit, 0 * unit, unit, split=follow(split, group))
+    assert len(set(zip(group.tolist(), found.tolist(), strict=True))) == len(set(group.tolist()))
+    assert (found >= 0).all()
+    assert (found == split)[split >= 0].all()
 
 
 def test_given_splits_stay():
