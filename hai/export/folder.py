@@ -58,7 +58,8 @@ def check_folder(target: Path) -> None:
 def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None = None) -> int:
     """Write the folder, whole or not at all; an earlier export in its place is replaced.
 
-    It is a checkpoint folder with its run.yaml inside, so every verb takes it as REF.
+    It is a checkpoint folder with its run.yaml inside, so every verb takes it as REF. What others have put into the
+    earlier export stays: a licence, pictures, the `.git` of a clone.
 
     Args:
         trained: on the CPU.
@@ -78,11 +79,43 @@ def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None
         save_json(folder / FACTS, model_facts(trained) | ({_WRITTEN: ours} if ours else {}))
         for name, text in (texts or {}).items():
             save_text(folder / name, text)
-        if target.exists():
-            os.rename(target, Path(room) / "old")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        _keep_others(target, folder)
+        _replace(target, folder, Path(room) / "old")
+    return size
+
+
+def _keep_others(target: Path, folder: Path) -> None:
+    """Put what hai did not write from an earlier export into the new one; the earlier one stays whole meanwhile."""
+    ours = (load_json(target / FACTS) or {}).get(_WRITTEN, {})
+    for path in target.iterdir() if target.exists() else ():
+        copy = folder / path.name
+        if copy.exists() or (path.name in ours and edited_text(target, path.name) is None):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, copy, symlinks=True, copy_function=_link)
+        else:
+            _link(path, copy)
+
+
+def _link(source: str | Path, copy: str | Path) -> None:
+    """Give a file a second place on its disk, or copy it where the disk cannot."""
+    try:
+        os.link(source, copy, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, copy, follow_symlinks=False)
+
+
+def _replace(target: Path, folder: Path, old: Path) -> None:
+    if target.exists():
+        os.rename(target, old)
+    try:
         os.rename(folder, target)
-        shutil.rmtree(Path(room) / "old", ignore_errors=True)
-    return sum(path.stat().st_size for path in target.iterdir())
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def edited_text(target: Path, name: str) -> str | None:

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -126,15 +127,60 @@ def test_a_damaged_export_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_an_earlier_export_is_replaced_and_nothing_else_is(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     run_export(str(run), "safetensors", str(target))
-    (target / "old.txt").write_text("left from before")
+    names = {path.name for path in target.iterdir()}
+    (target / "run.yaml").write_text("changed")
     run_export(str(run), "safetensors", str(target))
-    assert not (target / "old.txt").exists()
+    assert {path.name for path in target.iterdir()} == names
+    load_trained(str(target), CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
     precious = tmp_path / "photos"
     save_image(precious / "a.png", 1)
     with pytest.raises(ConfigError, match=r"--output = .*photos; exists and is no export"):
         run_export(str(run), "safetensors", str(precious))
     assert (precious / "a.png").exists()
+
+
+def test_what_others_put_into_an_export_stays(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out"
+    run_export(str(run), "hub", str(target))
+    others = {"LICENSE": b"mine", "pictures/roc.png": b"\x89PNG", ".git/objects/ab/cd": b"packed"}
+    for name, content in others.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(content)
+    (target / "link").symlink_to("LICENSE")
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError("no hard links here")
+
+    for link in (os.link, refuses):
+        monkeypatch.setattr("os.link", link)
+        run_export(str(run), "safetensors", str(target))
+        assert {name: (target / name).read_bytes() for name in others} == others
+        assert (target / "link").readlink() == Path("LICENSE")
+        assert not (target / "README.md").exists(), "a card that nobody changed belongs to the export before"
+    (target / "README.md").write_text("my own words", encoding="utf-8")
+    run_export(str(run), "safetensors", str(target))
+    assert (target / "README.md").read_text(encoding="utf-8") == "my own words"
+
+
+def test_an_export_that_cannot_take_its_place_leaves_the_earlier_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = tmp_path / "out", os.rename
+    run_export(str(run), "safetensors", str(target))
+    (target / "LICENSE").write_text("mine")
+
+    def fails(source: Path, place: Path) -> None:
+        if Path(place) == target and Path(source).name == "export":
+            raise OSError("disk gone")
+        rename(source, place)
+
+    monkeypatch.setattr("os.rename", fails)
+    with pytest.raises(OSError, match="disk gone"):
+        run_export(str(run), "safetensors", str(target))
+    assert (target / "LICENSE").read_text() == "mine"
+    load_trained(str(target), CPU)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_all_wrong_options_are_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
