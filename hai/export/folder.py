@@ -11,18 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hai.checkpoint.format import MANIFEST, write_checkpoint
+from hai.checkpoint.format import MANIFEST, Checkpoint, write_checkpoint
 from hai.checkpoint.records import CONFIG, load_json, save_json, save_text
 from hai.config.load import show_config
 from hai.config.schema import CheckpointConfig, LoggingConfig, RunConfig, ScaleConfig
 from hai.errors import ConfigError
-from hai.export.facts import keeps_backbone_outside, model_facts, trained_checkpoint
+from hai.export.facts import (
+    keeps_backbone_outside,
+    model_facts,
+    needs_repository,
+    served_crop_settings,
+    shown_model,
+    trained_checkpoint,
+)
+from hai.models.hugging_face import without_folders
 from hai.types import Record
 
 if TYPE_CHECKING:
     from hai.trained import Trained
 
-__all__ = ["FACTS", "check_folder", "edited_text", "served_config", "write_folder"]
+__all__ = ["FACTS", "check_folder", "edited_text", "served_config", "served_meta", "write_folder"]
 
 FACTS: Final = "config.json"
 """What other programs read; hai itself reads run.yaml and state.json."""
@@ -69,11 +77,9 @@ def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None
     Returns:
         Its size, bytes.
     """
-    meta: Record = {key: value for key, value in trained.checkpoint.meta.items() if key not in _TRAINING_ONLY}
-    meta["exported"] = trained_checkpoint(trained)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hai-") as room:
         folder = Path(room) / "export"
-        write_checkpoint(folder, trained.model.state_dict(), {}, meta)
+        write_checkpoint(folder, trained.model.state_dict(), {}, served_meta(trained.checkpoint))
         save_text(folder / CONFIG, show_config(served_config(trained.config)))
         ours = {name: _hash(text) for name, text in (texts or {}).items() if text != edited_text(target, name)}
         save_json(folder / FACTS, model_facts(trained) | ({_WRITTEN: ours} if ours else {}))
@@ -132,11 +138,23 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def served_meta(checkpoint: Checkpoint) -> Record:
+    """Keep what serving needs of a state.json: nothing of training, no folder of this machine."""
+    kept = {key: value for key, value in checkpoint.meta.items() if key not in _TRAINING_ONLY}
+    if "architecture" in kept:
+        kept["architecture"] = without_folders(kept["architecture"])
+    if "crop_settings" in kept:
+        kept["crop_settings"] = served_crop_settings(checkpoint)
+    return kept | {"exported": trained_checkpoint(checkpoint)}
+
+
 def served_config(config: RunConfig) -> RunConfig:
     """Keep what serving and a reader need: sources and weights by name alone, no storage, no machine's settings."""
     data, model = config.data, config.model
     if isinstance(model.pretrained, str) and not keeps_backbone_outside(config):
         model = model.model_copy(update={"pretrained": Path(model.pretrained).name})
+    if not needs_repository(config):
+        model = model.model_copy(update={"name": shown_model(model)})
     sources = [source.model_copy(update={"path": source.name, "image_dir": None}) for source in data.sources]
     return config.model_copy(
         update={

@@ -12,16 +12,20 @@ import pytest
 import torch
 import yaml
 from ranked_run import save_ranker
-from trained_run import image_bytes, save_image, save_run
+from trained_run import image_bytes, save_image, save_network, save_run
 
 import hai
+from hai.checkpoint.format import load_checkpoint, write_checkpoint
 from hai.checkpoint.records import save_json
 from hai.cli import main
+from hai.config.load import config_from_yaml_text
 from hai.config.schema import ModelConfig
 from hai.errors import CheckpointError, ConfigError
 from hai.export import run_export
 from hai.export.card import model_card
 from hai.export.facts import Origin, origin_of
+from hai.faces.settings import CropSettings
+from hai.models.scorer import build_scorer
 from hai.ranking import load_ranker
 from hai.score_scale import Scale
 from hai.trained import load_trained
@@ -60,6 +64,31 @@ def test_the_folder_gives_the_same_scores_and_holds_no_trace_of_the_machine(run:
         assert str(run.parent).encode() not in content
         assert b"nowhere" not in content, "the path of a source"
     assert there.config.data.sources[0].name == "studio"
+
+
+def test_a_network_of_a_local_folder_leaves_no_trace_of_it_and_loads_without(tmp_path: Path) -> None:
+    network = save_network(tmp_path / "alice" / "vit")
+    cut = CropSettings(detector="mediapipe", detector_model=str(tmp_path / "alice" / "face.tflite"))
+    local = (f"model.name=hf:{network}", "model.pretrained=false")
+    run = save_run(tmp_path / "runs", overrides=local, crop_settings=cut)
+    found = load_checkpoint(next((run / "checkpoints").iterdir()))
+    assert str(network) not in json.dumps(found.meta)
+    old, target = tmp_path / "old", tmp_path / "out"
+    architecture = {**found.meta["architecture"], "_name_or_path": str(network)}  # as transformers' own description is
+    write_checkpoint(old, found.model, {}, {**found.meta, "architecture": architecture})
+    shutil.copyfile(run / "run.yaml", old / "run.yaml")
+    run_export(str(old), "hub", str(target))
+    expected = load_trained(str(run), CPU).logits(pixels())
+    shutil.rmtree(network)
+    for path in target.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    again = load_trained(str(target), CPU)
+    assert (again.logits(pixels()) == expected).all()
+    assert again.crop_settings is not None
+    assert again.crop_settings.detector_model == "face.tflite"
+    assert again.config.model.name == json.loads((target / "config.json").read_text(encoding="utf-8"))["model"]
+    assert again.config.model.name == "hf:./vit"
+    assert origin_of(again.config.model.model_copy(update={"pretrained": True})) == Origin("", "")
 
 
 def test_config_json_says_what_other_programs_need(run: Path, folder: Path) -> None:
@@ -201,6 +230,27 @@ def test_a_ranker_s_folder_compares_as_its_run_does(tmp_path: Path) -> None:
     facts = json.loads((target / "config.json").read_text(encoding="utf-8"))
     assert facts["tiers"] == ["gold", "silver", "bronze"]
     assert facts["scale"]["temperature"] == 0.5
+
+
+def test_a_ranker_on_a_local_network_is_the_same_without_its_folder(tmp_path: Path) -> None:
+    network = save_network(tmp_path / "alice" / "vit")
+    run = save_ranker(tmp_path, "taste", Scale(), f"model.name=hf:{network}")
+    target = tmp_path / "out"
+    run_export(str(run), "safetensors", str(target))
+    assert all(str(tmp_path).encode() not in path.read_bytes() for path in target.iterdir())
+    config = config_from_yaml_text((run / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
+    trained = build_scorer(config, 32).eval()
+    trained.load_state_dict(load_trained(str(run), CPU).model.state_dict())
+    shutil.rmtree(network)
+    batch = {"image": torch.rand(2, 3, 32, 32), "index": torch.arange(2)}
+    assert torch.equal(load_trained(str(target), CPU).model(batch), trained(batch))
+
+
+def test_a_backbone_that_is_needed_keeps_its_folder(tmp_path: Path) -> None:
+    network = save_network(tmp_path / "vit")
+    run = save_ranker(tmp_path, "taste", Scale(), f"model.name=hf:{network}", "model.freeze_backbone=true")
+    run_export(str(run), "safetensors", str(tmp_path / "out"))
+    assert load_trained(str(tmp_path / "out"), CPU).config.model.name == f"hf:{network}"
 
 
 # -- the card ----------------------------------------------------------------------------------------------------------

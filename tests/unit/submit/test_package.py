@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from ranked_run import save_ranker
-from trained_run import save_image, save_run
+from trained_run import save_image, save_network, save_run
 
 from hai.errors import CheckpointError, ConfigError
 from hai.faces.settings import CropSettings
@@ -71,7 +73,9 @@ def test_the_model_of_a_package_is_the_checkpoint(run: Path, tmp_path: Path) -> 
 
     package = build(run, tmp_path / "package")
     packed, own = (load_trained(str(path), torch.device("cpu")) for path in (package.folder / "model", run))
-    assert packed.checkpoint.sha256 == own.checkpoint.sha256
+    assert packed.checkpoint.meta["exported"] == {"step": 3, "sha256": own.checkpoint.sha256}
+    assert own.checkpoint.sha256 in (package.folder / "README.md").read_text(encoding="utf-8")
+    assert torch.equal(*(next(one.model.parameters()) for one in (packed, own)))
     assert (packed.threshold, packed.temperature) == (0.505, 0.25)
     assert package.num_parameters == sum(tensor.numel() for tensor in own.model.state_dict().values())
 
@@ -91,6 +95,23 @@ def test_a_package_holds_no_trace_of_the_machine_that_made_it(tmp_path: Path) ->
     config = yaml.safe_load((folder / "config/config.yaml").read_text(encoding="utf-8"))
     assert [source["name"] for source in config["data"]["sources"]] == ["clips", "stills"]
     assert config["model"]["pretrained"] == "weights.safetensors"
+
+
+def test_a_package_of_a_local_network_holds_no_trace_of_its_folder(tmp_path: Path) -> None:
+    import torch
+
+    network = save_network(tmp_path / "alice" / "vit")
+    cut = CropSettings(detector="mediapipe", detector_model=str(tmp_path / "alice" / "face.tflite"))
+    local = (f"model.name=hf:{network}", "model.pretrained=false")
+    run = save_run(tmp_path / "runs", overrides=local, crop_settings=cut)
+    folder = build(run, tmp_path / "package", faces="never").folder
+    shutil.rmtree(network)
+    for path in folder.rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
+    assert " model.name=hf:./vit\n```" in (folder / "README.md").read_text(encoding="utf-8")
+    packed = load_trained(str(folder / "model"), torch.device("cpu"))
+    assert packed.crop_settings is not None
+    assert packed.crop_settings.detector_model == "face.tflite"
 
 
 def test_python_files_of_a_package_compile_and_name_what_exists(run: Path, tmp_path: Path) -> None:
