@@ -199,12 +199,16 @@ def evaluate(
     )
 
 
-def load(checkpoint: Run | str | Path, device: str | None = None) -> Detector | Ranker:
+def load(
+    checkpoint: Run | str | Path, device: str | None = None, *, detector_model: str | Path | None = None
+) -> Detector | Ranker:
     """Load what was trained, ready to score: `hai.load(run)(["a.jpg", "b.mp4"])` is P(fake) of each.
 
     Args:
         checkpoint: what `train` returned, a run or checkpoint folder, or a URL of either.
         device: where to compute; None: a GPU if there is one.
+        detector_model: the model file of mediapipe, where that cut the training images out and its file lies elsewhere
+            now.
 
     Returns:
         A Detector, to be called with images, or a Ranker.
@@ -219,7 +223,7 @@ def load(checkpoint: Run | str | Path, device: str | None = None) -> Detector | 
     from hai.trained import best_device, load_trained
 
     trained = load_trained(str(checkpoint), best_device() if device is None else torch.device(device))
-    return Ranker(trained) if trained.config.task == "ranker" else Detector(trained)
+    return Ranker(trained) if trained.config.task == "ranker" else Detector(trained, detector_model)
 
 
 def load_ranker(checkpoint: Run | str | Path, device: str | None = None) -> Ranker:

@@ -151,10 +151,11 @@ def load_trained(reference: str, device: torch.device, overrides: Sequence[str] 
             "its run.yaml into the checkpoint folder"
         )
     config = config_from_yaml_text(config_file.read_text(encoding="utf-8"), str(config_file), overrides)
+    architecture = checkpoint.meta.get("architecture")
     if config.task == "ranker":
-        size = rounded_image_size(config.model, config.data.image_size)
+        size = rounded_image_size(config.model, config.data.image_size, (architecture or {}).get("hf"))
         config = config.model_copy(update={"data": config.data.model_copy(update={"image_size": size})})
-    model = _network(config, checkpoint.meta.get("architecture"))
+    model = _network(config, architecture)
     _fill(model, checkpoint)
     fitted = Calibration.from_record(checkpoint.meta.get("fitted", {}))
     return Trained(

@@ -19,9 +19,9 @@ train: {global_batch_size: 8}
 """
 
 
-def save_ranker(storage: Path, name: str, scale: Scale) -> Path:
+def save_ranker(storage: Path, name: str, scale: Scale, *overrides: str) -> Path:
     """Save a run whose scores are read by the scale."""
-    config = config_from_yaml_text(CONFIG, "run.yaml")
+    config = config_from_yaml_text(CONFIG, "run.yaml", overrides)
     model = build_scorer(config, config.data.image_size)
     run = RunFolder(str(storage), name)
     best = {"metric": "pair_accuracy", "value": 0.75, "step": 3, "checkpoint": "checkpoints/step_00000003"}

@@ -1,6 +1,7 @@
 """A run folder with a checkpoint of a small network whose scores follow the mean brightness, for tests of serving."""
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hai.checkpoint.store import RunFolder
 from hai.config import show_config
 from hai.config.load import config_from_yaml_text
 from hai.faces.settings import CropSettings, as_record
-from hai.models import build_model
+from hai.models import architecture_of, build_model
 
 CONFIG = """
 task: detector
@@ -35,7 +36,7 @@ def save_run(
     model = build_model(config.model, config.data.image_size, config.seed)
     run = RunFolder(str(storage), name)
     best = {"metric": "f1_macro", "value": 0.75, "step": 3, "checkpoint": "checkpoints/step_00000003"}
-    meta = {"best": best, "fitted": fitted, "step": 3}
+    meta = {"best": best, "fitted": fitted, "step": 3, "architecture": architecture_of(model)}
     if crop_settings is not None:
         meta["crop_settings"] = as_record(crop_settings)
     run.save(model.state_dict(), {}, meta, step=3, wait=True)
@@ -44,6 +45,17 @@ def save_run(
     run.close()
     (run.path / "run.yaml").write_text(show_config(config), encoding="utf-8")
     return run.path
+
+
+def save_network(folder: Path) -> Path:
+    """Describe a tiny network with a normalisation of its own, as a folder that `model.name=hf:FOLDER` takes."""
+    folder.mkdir(parents=True)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    network = {"model_type": "vit", "image_size": 32, "patch_size": 8, **sizes}
+    (folder / "config.json").write_text(json.dumps(network), encoding="utf-8")
+    given = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_processor_type": "ViTImageProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(given), encoding="utf-8")
+    return folder
 
 
 def image_bytes(key: int, *, size: tuple[int, int] = (48, 40), kind: str = "PNG") -> bytes:

@@ -59,6 +59,9 @@ def predict(
     tta: Annotated[
         Literal["flip"] | None, typer.Option(help="Average with the mirrored image; twice the time, not for dacon.")
     ] = None,
+    detector_model: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Mediapipe's model, if it cut the training images and has moved.")
+    ] = None,
 ) -> None:
     """Score images and videos: the probability that each one is fake."""
     from hai.predict import run_prediction
@@ -75,6 +78,7 @@ def predict(
             aggregate=aggregate,
             time_limit=time_limit,
             tta=tta,
+            detector_model=detector_model,
         )
     )
 

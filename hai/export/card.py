@@ -10,7 +10,7 @@ import hai
 from hai.checkpoint.records import SUMMARY, parse_json
 from hai.checkpoint.runs import read_run_file
 from hai.config.load import show_config
-from hai.export.facts import Origin, keeps_backbone_outside, origin_of, trained_checkpoint
+from hai.export.facts import Origin, keeps_backbone_outside, origin_of, shown_model, trained_checkpoint
 from hai.export.folder import served_config
 from hai.masking import without_secrets
 from hai.provenance import hardware_text
@@ -47,13 +47,13 @@ def model_card(trained: Trained, repo: str, license: str | None = None) -> str:
         repo: OWNER/NAME that the card is for.
         license: identifier of the terms that the author chose; None: none was chosen.
     """
-    task, name = trained.config.task, repo.rpartition("/")[2]
+    task, name, model = trained.config.task, repo.rpartition("/")[2], shown_model(trained.config.model)
     origin = origin_of(trained.config.model)
     evaluation = _test_evaluation(trained)
     metadata = _metadata(trained, name, license, origin, evaluation)
     parts = [
         f"# {name}",
-        f"{_TITLES[task]} on `{trained.config.model.name}`, trained with hai {hai.__version__}. {_PURPOSE[task]}",
+        f"{_TITLES[task]} on `{model}`, trained with hai {hai.__version__}. {_PURPOSE[task]}",
         "## Use",
         _use(trained, repo),
         "## Results",
@@ -103,7 +103,7 @@ def _metadata(
 def _test_evaluation(trained: Trained) -> Record | None:
     """Read what `hai evaluate` has said of this very checkpoint on the test split."""
     found = parse_json(read_run_file(trained.run, _EVALUATION))
-    if found is None or found.get("checkpoint", {}).get("sha256") != trained_checkpoint(trained)["sha256"]:
+    if found is None or found.get("checkpoint", {}).get("sha256") != trained_checkpoint(trained.checkpoint)["sha256"]:
         return None
     return found
 
@@ -150,8 +150,8 @@ def _input(trained: Trained) -> str:
         )
     if keeps_backbone_outside(trained.config):
         text += (
-            f" The repository holds what was learned; the backbone `{trained.config.model.name}` is fetched from where "
-            "it is published."
+            f" The repository holds what was learned; the backbone `{shown_model(trained.config.model)}` is fetched "
+            "from where it is published."
         )
     return text
 
@@ -182,7 +182,7 @@ def _results(trained: Trained, evaluation: Record | None) -> str:
 
 def _training(trained: Trained) -> str:
     summary = parse_json(read_run_file(trained.run, SUMMARY)) or {}
-    checkpoint = trained_checkpoint(trained)
+    checkpoint = trained_checkpoint(trained.checkpoint)
     facts = [
         f"- Data: {', '.join(source.name for source in trained.config.data.sources) or 'not named'}",
         f"- Step {checkpoint['step']:,}, checkpoint sha256 `{checkpoint['sha256'][:12]}`, seed {trained.config.seed}",

@@ -7,13 +7,25 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import hai
 from hai.models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from hai.models.hugging_face import is_local
+from hai.models.scorer import is_frozen
 from hai.types import LABELS, Record
 
 if TYPE_CHECKING:
+    from hai.checkpoint.format import Checkpoint
     from hai.config.schema import ModelConfig, RunConfig
     from hai.trained import Trained
 
-__all__ = ["Origin", "keeps_backbone_outside", "model_facts", "origin_of", "trained_checkpoint"]
+__all__ = [
+    "Origin",
+    "keeps_backbone_outside",
+    "model_facts",
+    "needs_repository",
+    "origin_of",
+    "served_crop_settings",
+    "shown_model",
+    "trained_checkpoint",
+]
 
 _BRANCH: Final = "efficientnet_b4"
 """timm's name of the backbone of the two-branch detectors."""
@@ -31,18 +43,41 @@ class Origin(NamedTuple):
     license: str
 
 
-def trained_checkpoint(trained: Trained) -> Record:
+def trained_checkpoint(checkpoint: Checkpoint) -> Record:
     """Return {step, sha256} of the checkpoint as training wrote it, also of one that was exported before."""
-    own = {"step": trained.checkpoint.step, "sha256": trained.checkpoint.sha256}
-    exported: Record = trained.checkpoint.meta.get("exported", own)
+    exported: Record = checkpoint.meta.get("exported", {"step": checkpoint.step, "sha256": checkpoint.sha256})
     return exported
 
 
 def keeps_backbone_outside(config: RunConfig) -> bool:
     """Say whether a checkpoint holds only what learned, and the backbone's published weights are needed beside it."""
+    return _learned_partly(config) and config.model.pretrained is not False
+
+
+def needs_repository(config: RunConfig) -> bool:
+    """Say whether a checkpoint loads only where the repository or the folder of its backbone is."""
+    return _learned_partly(config) or config.model.trust_remote_code
+
+
+def _learned_partly(config: RunConfig) -> bool:
     model = config.model
-    partly = model.freeze_backbone or model.train_blocks is not None or model.lora_rank is not None
-    return config.task == "ranker" and partly and model.pretrained is not False
+    return config.task == "ranker" and (
+        is_frozen(model) or model.train_blocks is not None or model.lora_rank is not None
+    )
+
+
+def shown_model(model: ModelConfig) -> str:
+    """Name a model without the folders that a local one lies in: `hf:./vit`."""
+    kind, _, name = model.name.partition(":")
+    return f"hf:./{Path(name).name}" if kind == "hf" and is_local(name) else model.name
+
+
+def served_crop_settings(checkpoint: Checkpoint) -> Record | None:
+    """Say how the training images were cut out, with the name alone of the face detector's model file."""
+    settings: Record | None = checkpoint.meta.get("crop_settings")
+    if settings is None or not settings.get("detector_model"):
+        return settings
+    return settings | {"detector_model": Path(settings["detector_model"]).name}
 
 
 def model_facts(trained: Trained) -> Record:
@@ -51,8 +86,8 @@ def model_facts(trained: Trained) -> Record:
     facts: Record = {
         "hai": hai.__version__,
         "task": config.task,
-        "model": config.model.name,
-        "checkpoint": trained_checkpoint(trained),
+        "model": shown_model(config.model),
+        "checkpoint": trained_checkpoint(trained.checkpoint),
         "image": {
             "colors": "RGB",
             "size": config.data.image_size,
@@ -60,7 +95,7 @@ def model_facts(trained: Trained) -> Record:
             "mean": list(IMAGENET_MEAN),
             "std": list(IMAGENET_STD),
         },
-        "crop_settings": trained.checkpoint.meta.get("crop_settings"),
+        "crop_settings": served_crop_settings(trained.checkpoint),
     }
     if config.task == "ranker":
         scale = trained.checkpoint.meta.get("fitted", {})
@@ -82,7 +117,7 @@ def origin_of(model: ModelConfig) -> Origin | None:
     kind, _, name = model.name.partition(":")
     if kind == "compact" or model.pretrained is False:
         return None
-    if isinstance(model.pretrained, str) or (kind == "hf" and Path(name).is_dir()):
+    if isinstance(model.pretrained, str) or (kind == "hf" and is_local(name)):
         return Origin("", "")
     if kind == "hf":
         return Origin(name, _license_on_hub(name))

@@ -11,18 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hai.checkpoint.format import MANIFEST, write_checkpoint
+from hai.checkpoint.format import MANIFEST, Checkpoint, write_checkpoint
 from hai.checkpoint.records import CONFIG, load_json, save_json, save_text
 from hai.config.load import show_config
 from hai.config.schema import CheckpointConfig, LoggingConfig, RunConfig, ScaleConfig
 from hai.errors import ConfigError
-from hai.export.facts import keeps_backbone_outside, model_facts, trained_checkpoint
+from hai.export.facts import (
+    keeps_backbone_outside,
+    model_facts,
+    needs_repository,
+    served_crop_settings,
+    shown_model,
+    trained_checkpoint,
+)
+from hai.models.hugging_face import without_folders
 from hai.types import Record
 
 if TYPE_CHECKING:
     from hai.trained import Trained
 
-__all__ = ["FACTS", "check_folder", "edited_text", "served_config", "write_folder"]
+__all__ = ["FACTS", "check_folder", "edited_text", "served_config", "served_meta", "write_folder"]
 
 FACTS: Final = "config.json"
 """What other programs read; hai itself reads run.yaml and state.json."""
@@ -58,7 +66,8 @@ def check_folder(target: Path) -> None:
 def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None = None) -> int:
     """Write the folder, whole or not at all; an earlier export in its place is replaced.
 
-    It is a checkpoint folder with its run.yaml inside, so every verb takes it as REF.
+    It is a checkpoint folder with its run.yaml inside, so every verb takes it as REF. What others have put into the
+    earlier export stays: a licence, pictures, the `.git` of a clone.
 
     Args:
         trained: on the CPU.
@@ -68,21 +77,51 @@ def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None
     Returns:
         Its size, bytes.
     """
-    meta: Record = {key: value for key, value in trained.checkpoint.meta.items() if key not in _TRAINING_ONLY}
-    meta["exported"] = trained_checkpoint(trained)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hai-") as room:
         folder = Path(room) / "export"
-        write_checkpoint(folder, trained.model.state_dict(), {}, meta)
+        write_checkpoint(folder, trained.model.state_dict(), {}, served_meta(trained.checkpoint))
         save_text(folder / CONFIG, show_config(served_config(trained.config)))
         ours = {name: _hash(text) for name, text in (texts or {}).items() if text != edited_text(target, name)}
         save_json(folder / FACTS, model_facts(trained) | ({_WRITTEN: ours} if ours else {}))
         for name, text in (texts or {}).items():
             save_text(folder / name, text)
-        if target.exists():
-            os.rename(target, Path(room) / "old")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        _keep_others(target, folder)
+        _replace(target, folder, Path(room) / "old")
+    return size
+
+
+def _keep_others(target: Path, folder: Path) -> None:
+    """Put what hai did not write from an earlier export into the new one; the earlier one stays whole meanwhile."""
+    ours = (load_json(target / FACTS) or {}).get(_WRITTEN, {})
+    for path in target.iterdir() if target.exists() else ():
+        copy = folder / path.name
+        if copy.exists() or (path.name in ours and edited_text(target, path.name) is None):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, copy, symlinks=True, copy_function=_link)
+        else:
+            _link(path, copy)
+
+
+def _link(source: str | Path, copy: str | Path) -> None:
+    """Give a file a second place on its disk, or copy it where the disk cannot."""
+    try:
+        os.link(source, copy, follow_symlinks=False)
+    except (OSError, NotImplementedError):
+        shutil.copy2(source, copy, follow_symlinks=False)
+
+
+def _replace(target: Path, folder: Path, old: Path) -> None:
+    if target.exists():
+        os.rename(target, old)
+    try:
         os.rename(folder, target)
-        shutil.rmtree(Path(room) / "old", ignore_errors=True)
-    return sum(path.stat().st_size for path in target.iterdir())
+    except BaseException:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def edited_text(target: Path, name: str) -> str | None:
@@ -99,11 +138,23 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def served_meta(checkpoint: Checkpoint) -> Record:
+    """Keep what serving needs of a state.json: nothing of training, no folder of this machine."""
+    kept = {key: value for key, value in checkpoint.meta.items() if key not in _TRAINING_ONLY}
+    if "architecture" in kept:
+        kept["architecture"] = without_folders(kept["architecture"])
+    if "crop_settings" in kept:
+        kept["crop_settings"] = served_crop_settings(checkpoint)
+    return kept | {"exported": trained_checkpoint(checkpoint)}
+
+
 def served_config(config: RunConfig) -> RunConfig:
     """Keep what serving and a reader need: sources and weights by name alone, no storage, no machine's settings."""
     data, model = config.data, config.model
     if isinstance(model.pretrained, str) and not keeps_backbone_outside(config):
         model = model.model_copy(update={"pretrained": Path(model.pretrained).name})
+    if not needs_repository(config):
+        model = model.model_copy(update={"name": shown_model(model)})
     sources = [source.model_copy(update={"path": source.name, "image_dir": None}) for source in data.sources]
     return config.model_copy(
         update={

@@ -128,6 +128,9 @@ def export_onnx(trained: Trained, target: Path) -> Exported:
     ).eval()
     images = check_images(trained.config.data.image_size)
     program = _program(graph, images[:2], trained.config.model.name)
+    for part in (program.model.graph, *program.model.functions.values()):
+        for node in part.all_nodes():
+            node.metadata_props.clear()  # the exporter's stack traces, with paths of this machine
     program.model.metadata_props["hai"] = json.dumps(model_facts(trained))
     size = sum(tensor.numel() * tensor.element_size() for tensor in graph.state_dict().values())
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hai-") as room:

@@ -22,6 +22,7 @@ __all__ = [
     "FaceFinder",
     "build_detector",
     "describe_detector",
+    "model_hash",
 ]
 
 DetectorName = Literal["mtcnn", "retinaface", "mediapipe"]
@@ -70,8 +71,13 @@ def describe_detector(name: str, model: str | None = None) -> dict[str, Any]:
     if name == "mtcnn":
         description["sha256"] = dict(MTCNN_SHA256)
     elif name == "mediapipe" and model:
-        description["sha256"] = {Path(model).name: hashlib.sha256(Path(model).read_bytes()).hexdigest()}
+        description["sha256"] = {Path(model).name: model_hash(Path(model))}
     return description
+
+
+def model_hash(model: Path) -> str:
+    """Return the sha256 of a model file."""
+    return hashlib.sha256(model.read_bytes()).hexdigest()
 
 
 class FaceFinder:

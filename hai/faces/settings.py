@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from hai.errors import ConfigError, DataError
-from hai.faces.detectors import DETECTORS, DetectorName
+from hai.faces.detectors import DETECTORS, DetectorName, model_hash
 from hai.faces.packages import MODEL_RECIPE
 
-__all__ = ["PREPROCESS", "CropSettings", "as_record", "build_settings", "load_settings"]
+__all__ = ["PREPROCESS", "CropSettings", "as_record", "build_settings", "load_settings", "with_model"]
 
 PREPROCESS: Final = "preprocess.json"
 """Name of the file beside the crops that tells how they were made."""
@@ -52,6 +53,8 @@ class CropSettings:
     """Frames of a video that a person must be seen in; one is enough where fewer than 4 frames could be read."""
     max_megapixels: float = 40.0
     """Larger images and frames are refused."""
+    detector_sha256: str | None = None
+    """Of the model file, where it is known; beside `detectors` in preprocess.json."""
 
 
 def build_settings(**given: Any) -> CropSettings:
@@ -93,6 +96,8 @@ def build_settings(**given: Any) -> CropSettings:
         wrong.append(f"--detector-model is missing; {MODEL_RECIPE}")
     if wrong:
         raise ConfigError("\n".join(wrong))
+    if model is not None:
+        given["detector_model"] = os.path.abspath(model)
     given["min_score"] = DETECTORS[detector]
     given["fallback_min_score"] = DETECTORS[fallback] if fallback else None
     return CropSettings(**given)
@@ -102,9 +107,14 @@ def _settings_from(record: dict[str, Any], where: str) -> CropSettings:
     """Read the settings out of the contents of a preprocess.json; raises DataError."""
     values = record.get("settings")
     names = {field.name for field in fields(CropSettings)}
-    if not isinstance(values, dict) or set(values) != names:
+    if not isinstance(values, dict) or set(values) != names - {"detector_sha256"}:
         raise DataError(f"{where}: settings are not those of this version; run hai preprocess again")
-    return CropSettings(**values)
+    try:
+        (hashes,) = (part["sha256"] for part in record["detectors"] if part["name"] == "mediapipe")
+        sha256 = hashes[Path(values["detector_model"]).name]
+    except (LookupError, TypeError, ValueError):
+        sha256 = None
+    return CropSettings(**values, detector_sha256=sha256)
 
 
 def load_settings(path: Path) -> CropSettings:
@@ -124,4 +134,32 @@ def load_settings(path: Path) -> CropSettings:
 
 def as_record(settings: CropSettings) -> dict[str, Any]:
     """Write settings as JSON."""
-    return asdict(settings)
+    record = asdict(settings)
+    if settings.detector_sha256 is None:
+        del record["detector_sha256"]
+    return record
+
+
+def with_model(settings: CropSettings, given: str | None) -> CropSettings:
+    """Take the model file of the detector from where it lies here.
+
+    Args:
+        settings: whose detector may take one.
+        given: where it lies; None: where it lay when the training images were cut out.
+
+    Raises:
+        ConfigError: it is not there, or is another one.
+    """
+    if settings.detector_model is None:
+        return settings
+    path = Path(given or settings.detector_model)
+    if not path.is_file():
+        hint = "" if given else ", which found the faces of the training images; give it with --detector-model FILE"
+        raise ConfigError(f"--detector-model = {path}; mediapipe's model is not there{hint}")
+    found, wanted = model_hash(path), settings.detector_sha256
+    if wanted is not None and found != wanted:
+        raise ConfigError(
+            f"--detector-model = {path}; its sha256 begins with {found[:12]}, that of the model which found the faces "
+            f"of the training images ({Path(settings.detector_model).name}) with {wanted[:12]}; give that one"
+        )
+    return replace(settings, detector_model=str(path))

@@ -41,6 +41,7 @@ class Renormalize(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
+        self.mean, self.std = mean, std
         mean_in, std_in, mean_out, std_out = (torch.tensor(v) for v in (IMAGENET_MEAN, IMAGENET_STD, mean, std))
         self.register_buffer("scale", (std_in / std_out).view(3, 1, 1))
         self.register_buffer("shift", ((mean_in - mean_out) / std_out).view(3, 1, 1))

@@ -175,8 +175,13 @@ def _own_tensors(path: str) -> dict[str, Tensor]:
     return backbone or tensors
 
 
-def rounded_image_size(config: ModelConfig, image_size: int) -> int:
+def rounded_image_size(config: ModelConfig, image_size: int, architecture: dict[str, Any] | None = None) -> int:
     """Return the multiple of the backbone's patch size that lies nearest, the larger of two; weights are not loaded.
+
+    Args:
+        config: the model's section of the config.
+        image_size: that is asked for, pixels.
+        architecture: an `hf:` network's description kept by a checkpoint; the repository is then left alone.
 
     Raises:
         ConfigError: the backbone is unknown, or cannot be reached.
@@ -184,7 +189,8 @@ def rounded_image_size(config: ModelConfig, image_size: int) -> int:
     kind, _, name = config.name.partition(":")
     patch = 0
     if kind == "hf":
-        patch = _side(getattr(vision_config(describe_hf(name, config, weights=False).config), "patch_size", 0))
+        described = describe_hf(name, config, weights=False, architecture=architecture)
+        patch = _side(getattr(vision_config(described.config), "patch_size", 0))
     elif kind == "timm":
         with torch.device("meta"):
             network = build_timm_network(name, False, False, num_classes=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,10 @@ __all__ = [
     "build_hf",
     "build_hf_encoder",
     "describe_hf",
+    "is_local",
     "load_hf_weights",
     "vision_config",
+    "without_folders",
 ]
 
 
@@ -66,7 +69,7 @@ class HfDetector(nn.Module):
     @property
     def architecture(self) -> dict[str, Any]:
         """The library's description of the network, with which `build_model` rebuilds it without its repository."""
-        return cast("dict[str, Any]", cast(Any, self.network).config.to_dict())
+        return cast("dict[str, Any]", without_folders(cast(Any, self.network).config.to_dict()))
 
     def _features(self, image: Tensor) -> Tensor:
         output = self.network(pixel_values=self.renormalize(image), **self._options)
@@ -117,6 +120,18 @@ def load_hf_weights(network: nn.Module, tensors: dict[str, Tensor], where: str) 
     ]
     raise_mismatches([line for line in problems if not line.startswith("classifier.")], where)
     copy_tensors(network, loaded.state_dict(), where, ignored=("classifier.",))
+
+
+def without_folders(record: Any) -> Any:
+    """Copy a description, as JSON, without the folders of this machine that transformers notes in it."""
+    if isinstance(record, dict):
+        return {name: without_folders(value) for name, value in record.items() if name != "_name_or_path"}
+    return [without_folders(value) for value in record] if isinstance(record, list | tuple) else record
+
+
+def is_local(repo: str) -> bool:
+    """Say whether `hf:REPO` means a folder, there or not, rather than a repository of the hub."""
+    return Path(repo).is_dir() or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", repo)
 
 
 class HfDescription(NamedTuple):

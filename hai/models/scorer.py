@@ -14,8 +14,9 @@ from hai.config.schema import ModelConfig, PairsConfig, RunConfig
 from hai.data.draws import hash_int
 from hai.errors import CheckpointError, ConfigError
 from hai.models.adapt import add_lora, names_of_last_blocks
-from hai.models.backbone import freeze_unused
+from hai.models.backbone import Renormalize, freeze_unused
 from hai.models.encoder import Encoder, backbone_revision, build_encoder, encode
+from hai.models.hugging_face import without_folders
 from hai.types import Batch
 
 __all__ = ["Scorer", "build_scorer", "feature_width", "is_frozen", "scores_of"]
@@ -202,15 +203,18 @@ def build_scorer(
             encoder = build_encoder(
                 model.model_copy(update={"pretrained": False}), image_size, seed, architecture=described
             )
+            if "mean" in architecture:
+                encoder.renormalize = Renormalize(tuple(architecture["mean"]), tuple(architecture["std"]))
         else:
             encoder = build_encoder(model, image_size, seed)
-        width = width or feature_width(model, image_size)
+        width = width or (architecture or {}).get("width") or feature_width(model, image_size)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             _let_learn(encoder, model)
         freeze_unused(encoder, model.name, image_size, width)
         if whole and model.name.startswith("hf:"):
-            kept["hf"] = cast(Any, encoder.network).config.to_dict()
+            kept["hf"] = without_folders(cast(Any, encoder.network).config.to_dict())
+            kept |= {"mean": list(encoder.renormalize.mean), "std": list(encoder.renormalize.std)}
     kept["width"] = width
     heads = []
     for number in range(model.num_heads):

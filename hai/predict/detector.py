@@ -53,15 +53,17 @@ class Detector:
 
     Args:
         trained: the model.
+        detector_model: the model file of mediapipe; None: where it lay when the training images were cut out.
 
     Raises:
         ConfigError: it is no detector.
     """
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: Trained, detector_model: str | Path | None = None) -> None:
         if trained.config.task != "detector":
             raise ConfigError(f"{trained.run}: is a {trained.config.task}, not a detector; use hai rank or compare")
         self.trained = trained
+        self._detector_model = None if detector_model is None else str(detector_model)
 
     @property
     def threshold(self) -> float:
@@ -109,7 +111,7 @@ class Detector:
         faults = option_faults(frames, faces, aggregate)
         if faults:
             raise ConfigError("\n".join(faults))
-        view = view_for(self.trained, faces)
+        view = view_for(self.trained, faces, self._detector_model)
         rows = [_row(image, may_be_ready=faces == "auto") for image in _listed(images)]
         score_rows(
             rows, [self.trained], view, frames=frames, how=aggregate, devices=[self.trained.device], in_processes=False

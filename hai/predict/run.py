@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from hai.calibration import common_threshold
 from hai.errors import ConfigError, StorageError
-from hai.faces.settings import CropSettings
+from hai.faces.settings import CropSettings, with_model
 from hai.paths import cache_folder
 from hai.predict.aggregate import AGGREGATES
 from hai.predict.files import Row, check_output, find_rows
@@ -45,6 +45,7 @@ def run_prediction(
     sample: str | None = None,
     time_limit: str | None = None,
     tta: str | None = None,
+    detector_model: str | None = None,
 ) -> int:
     """Write a table with the probability of fake of every image and video found.
 
@@ -60,6 +61,7 @@ def run_prediction(
         time_limit: such as `60m`; fewer frames are looked at where the time is short, and files that are not reached
             are listed as unusable.
         tta: `flip`: average with the mirrored picture.
+        detector_model: the model file of mediapipe; default: where it lay when the training images were cut out.
 
     Returns:
         Exit status 0; unusable files are listed in the table.
@@ -80,7 +82,9 @@ def run_prediction(
         for reference, model in zip(checkpoints, models, strict=True):
             if model.config.task != "detector":
                 raise ConfigError(f"--checkpoint = {reference}; is a {model.config.task}; use hai rank or hai compare")
-        views = [view_for(model, faces) for model in models]
+        views = [view_for(model, faces, detector_model) for model in models]
+        if detector_model is not None and not any(view.cut and view.cut.detector_model for view in views):
+            raise ConfigError(f"--detector-model = {detector_model}; mediapipe cuts no faces out here; leave it out")
         if faces == "always":
             rows = [replace(row, is_ready=False) for row in rows]
         ends = started + seconds - min(_SPARE_SHARE * seconds, _SPARE_SECONDS) if seconds else math.inf
@@ -99,8 +103,13 @@ def run_prediction(
     return 0
 
 
-def view_for(model: Trained, faces: str) -> View:
+def view_for(model: Trained, faces: str, detector_model: str | None = None) -> View:
     """Say how files become pictures for a model.
+
+    Args:
+        model: a detector.
+        faces: auto, always or never.
+        detector_model: see `run_prediction`.
 
     Raises:
         ConfigError: its faces were cut by a detector that cannot be had here.
@@ -114,6 +123,7 @@ def view_for(model: Trained, faces: str) -> View:
         from hai.faces.crops import FaceCutter
 
         try:
+            cut = with_model(cut, detector_model)
             FaceCutter.of(cut)
         except ConfigError as error:
             raise ConfigError(f"{error}; or leave faces as they are with --faces never") from None

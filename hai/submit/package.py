@@ -16,10 +16,11 @@ from jinja2 import Environment, PackageLoader
 
 import hai
 from hai.checkpoint.find import load_reference
-from hai.checkpoint.format import MANIFEST, META, MODEL, Checkpoint
+from hai.checkpoint.format import MODEL, STATE, Checkpoint, write_checkpoint
 from hai.config.load import config_from_yaml_text, show_config
 from hai.errors import CheckpointError, ConfigError
-from hai.export.folder import served_config
+from hai.export.facts import trained_checkpoint
+from hai.export.folder import served_config, served_meta
 from hai.faces.settings import CropSettings
 from hai.submit.environment import packages_for, python_version, requirement_lines, training_packages
 from hai.trained import crop_settings_of
@@ -97,15 +98,16 @@ def build_package(
     if config_file is None:
         raise CheckpointError(f"checkpoint: {reference}: has no run.yaml, which says how to build the model")
     config = config_from_yaml_text(config_file.read_text(encoding="utf-8"), str(config_file))
-    text = show_config(served_config(config))
+    served = served_config(config)
+    text = show_config(served)
     cut = _cut(checkpoint, faces)
     _check(reference, config.task, config.model.trust_remote_code, cut)
     settings = {"frames": frames, "faces": faces, "aggregate": aggregate, "time_limit": _TIME_LIMITS[format]}
 
-    for name in ("model", "config", "env", "src"):
+    for name in ("config", "env", "src"):
         (folder / name).mkdir(parents=True)
-    for name in (MODEL, META, MANIFEST):
-        shutil.copyfile(checkpoint.path / name, folder / "model" / name)
+    write_checkpoint(folder / "model", checkpoint.model, {}, served_meta(checkpoint))
+    (folder / "model" / STATE).unlink()  # empty, and looks like a second file of weights
     for name in ("model/run.yaml", "config/config.yaml"):
         (folder / name).write_text(text, encoding="utf-8")
     (folder / SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
@@ -123,16 +125,16 @@ def build_package(
         "settings": settings,
         "python": f"{version[0]}.{version[1]}",
         "hai": hai.__version__,
-        "model": config.model.name,
+        "model": served.model.name,
         "image_size": config.data.image_size,
-        "step": checkpoint.step,
-        "sha256": checkpoint.sha256,
+        **trained_checkpoint(checkpoint),
         "fitted": {"threshold": 0.5, "temperature": 1.0, **checkpoint.meta.get("fitted", {})},
         "cut": cut,
         "as_trained": checkpoint.meta.get("crop_settings") is not None,
         "num_parameters": num_parameters,
         "sources": [source.name for source in config.data.sources],
-        "began_with": Path(config.model.pretrained).name if isinstance(config.model.pretrained, str) else "",
+        "local_model": served.model.name if served.model.name.startswith("hf:./") else "",
+        "began_with": served.model.pretrained if isinstance(served.model.pretrained, str) else "",
     }
     pages = Environment(
         loader=PackageLoader("hai", "submit/templates"), autoescape=False, keep_trailing_newline=True, trim_blocks=True

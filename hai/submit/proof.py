@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import math
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,10 +19,17 @@ from PIL import Image
 
 from hai.data.archives import is_archive, unpack
 from hai.errors import ConfigError
+from hai.predict.table import COLUMNS
 from hai.submit.environment import bare_environment, build_environment, pinned_lines, run_command
 from hai.submit.package import NOTEBOOK, REQUIREMENTS, Package
 
-__all__ = ["Proof", "draw_samples", "gather_inputs", "prove"]
+__all__ = ["CLOSE", "Proof", "contest_faults", "draw_samples", "full_rows", "gather_inputs", "prove", "save_sample"]
+
+CLOSE: Final = 1e-5
+"""What two probabilities of one file may differ by."""
+
+_Rows = dict[str, tuple[str, str, str]]
+"""Probability, prediction and error of each file of a full table."""
 
 _ISOLATED: Final = ("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "cut")
 """No network but the machine's own loopback, which notebooks talk over."""
@@ -45,6 +54,7 @@ class Proof:
         difference: largest one between its probabilities and those of `hai predict`.
         difference_offline: the same without network; None: this machine cannot take the network away.
         others: rows whose label or error differs.
+        table: what is wrong with the contest's own table, made with a sample file.
     """
 
     num_files: int
@@ -53,6 +63,7 @@ class Proof:
     difference: float
     difference_offline: float | None
     others: list[str]
+    table: list[str]
 
 
 def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Proof:
@@ -74,7 +85,7 @@ def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Pr
     python = build_environment(room / "environment", requirements, *more, python=target.python)
     if package.format == "dacon":
         requirements.write_text(pinned_lines(python, requirements.read_text(encoding="utf-8")), encoding="utf-8")
-    wanted = _rows(expected)
+    wanted = full_rows(expected)
     began = time.monotonic()
     online = _scores(package, python, inputs, room / "online", [])
     seconds = time.monotonic() - began
@@ -95,27 +106,77 @@ def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Pr
         _difference(wanted, online),
         None if offline is None else _difference(wanted, offline),
         others,
+        _contest_table(package, python, inputs, online, room / "contest"),
     )
 
 
-def _scores(
-    package: Package, python: Path, inputs: list[str], room: Path, before: list[str]
-) -> dict[str, tuple[str, str, str]]:
+def _scores(package: Package, python: Path, inputs: list[str], room: Path, before: list[str]) -> _Rows:
     """Run inference.py from an empty folder, for a full table."""
     room.mkdir()
     output = room / "full.csv"
     command = [*before, str(python), str(package.folder / "inference.py"), "--format", "full"]
     _run([*command, "--output", str(output), "--input", *inputs], room)
-    return _rows(output)
+    return full_rows(output)
+
+
+def _contest_table(package: Package, python: Path, inputs: list[str], full: _Rows, room: Path) -> list[str]:
+    """Run inference.py as the contest does, with a sample file in another order that names a file too many."""
+    room.mkdir()
+    sample, output = room / "sample.csv", room / "submission.csv"
+    names = list(full)[::-1]
+    names.insert(len(names) // 2, f"{'_' * max(map(len, names))}.png")
+    save_sample(sample, names)
+    command = [str(python), str(package.folder / "inference.py"), "--sample", str(sample)]
+    _run([*command, "--output", str(output), "--input", *inputs], room)
+    return contest_faults(output.read_bytes(), package.format, names, full)
+
+
+def save_sample(path: Path, names: Sequence[str]) -> None:
+    """Write a contest's sample file."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("filename",), *((name,) for name in names)])
+
+
+def contest_faults(table: bytes, format: str, sample: Sequence[str], full: _Rows) -> list[str]:
+    """Hold a contest's table against its sample file and the full table.
+
+    Args:
+        table: its bytes.
+        format: dacon or aifactory.
+        sample: names, in order.
+        full: probability, prediction and error of each file; a name that it lacks has no file.
+
+    Returns:
+        What is wrong, in words.
+    """
+    faults = []
+    if table.startswith(codecs.BOM_UTF8) != (format == "dacon"):
+        faults.append("there is no byte order mark" if format == "dacon" else "there is a byte order mark")
+    header, *lines = list(csv.reader(io.StringIO(table.decode("utf-8-sig")))) or [[]]
+    if tuple(header) != COLUMNS[format]:
+        faults.append(f"the header is {','.join(header)}")
+    if [line[0] if line else "" for line in lines] != list(sample):
+        faults.append("the rows are not those of the sample file in its order")
+    for name, *values in filter(None, lines):
+        probability, prediction, error = full.get(name, ("", "", "no file"))
+        if not _is_value(values, format, probability, prediction):
+            faults.append(f"{name}: {','.join(values)}; the full table has {error or f'{probability} {prediction}'}")
+    return faults
+
+
+def _is_value(values: list[str], format: str, probability: str, prediction: str) -> bool:
+    """Say whether a contest's value is the one of a row of the full table; without a probability that of 0.5."""
+    if format == "aifactory":
+        return values in ([["0"], ["1"]] if not prediction else [[str(int(prediction == "fake"))]])
+    try:
+        (value,) = map(float, values)
+    except ValueError:
+        return False
+    return abs(value - float(probability)) <= CLOSE if probability else value == 0.5
 
 
 def _notebook_differs(
-    package: Package,
-    python: Path,
-    inputs: list[str],
-    wanted: dict[str, tuple[str, str, str]],
-    room: Path,
-    before: list[str],
+    package: Package, python: Path, inputs: list[str], wanted: _Rows, room: Path, before: list[str]
 ) -> list[str]:
     """Execute the notebook in a copy of the package with the files in data/; returns labels that differ."""
     copy = room / "notebook"
@@ -163,15 +224,15 @@ def _can_cut_network() -> bool:
     return subprocess.run([*_ISOLATED, "true"], capture_output=True, check=False).returncode == 0
 
 
-def _rows(table: Path) -> dict[str, tuple[str, str, str]]:
-    """Read probability, prediction and error of each file."""
+def full_rows(table: Path) -> _Rows:
+    """Read probability, prediction and error of each file from a full table."""
     with open(table, encoding="utf-8", newline="") as file:
         return {
             row["filename"]: (row["probability_fake"], row["prediction"], row["error"]) for row in csv.DictReader(file)
         }
 
 
-def _difference(wanted: dict[str, tuple[str, str, str]], found: dict[str, tuple[str, str, str]]) -> float:
+def _difference(wanted: _Rows, found: _Rows) -> float:
     pairs = [(row[0], found.get(name, ("", "", ""))[0]) for name, row in wanted.items()]
     if any(bool(a) != bool(b) for a, b in pairs):
         return math.inf

@@ -18,12 +18,11 @@ from hai.predict.run import option_faults
 from hai.predict.table import COLUMNS
 from hai.submit.environment import python_version
 from hai.submit.package import NOTEBOOK, Package, Target, build_package
-from hai.submit.proof import Proof, draw_samples, prove
+from hai.submit.proof import CLOSE, Proof, draw_samples, prove
 
 __all__ = ["Rule", "check_rules", "run_submission"]
 
 _FORMATS: Final = ("dacon", "aifactory")
-_CLOSE: Final = 1e-5
 
 
 class Rule(NamedTuple):
@@ -143,13 +142,13 @@ def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
             f"{', '.join(package.weight_files)}, {package.num_parameters:,} parameters; no ensemble, no test-time "
             "augmentation",
         ),
-        Rule("frames as images", True, f"{package.settings['frames']} of each video, each scored on its own"),
+        Rule("frames as images", None, f"{package.settings['frames']} of each video, made to be scored one by one"),
         Rule(
             "size",
             None,
             f"{size} in {len(files)} files, weights {of_weights}; compare with the contest's page",
         ),
-        Rule("columns", True, ",".join(COLUMNS[package.format]) + (", with BOM" if package.format == "dacon" else "")),
+        _columns_rule(package, proof),
         _time_rule(package, proof),
     ]
     if proof is None:
@@ -164,7 +163,7 @@ def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
         ),
         Rule(
             "same scores as hai predict",
-            max(proof.difference, offline or 0.0) <= _CLOSE and not proof.others,
+            max(proof.difference, offline or 0.0) <= CLOSE and not proof.others,
             "; ".join(proof.others[:3]) or f"largest difference {max(proof.difference, offline or 0.0):.1g}",
         ),
     ]
@@ -173,11 +172,19 @@ def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
     return rules
 
 
+def _columns_rule(package: Package, proof: Proof | None) -> Rule:
+    columns = ",".join(COLUMNS[package.format]) + (", with BOM" if package.format == "dacon" else "")
+    if proof is None:
+        return Rule("columns", None, columns)
+    found = "; ".join(proof.table[:3]) or f"{columns}; rows as in a sample file, one of them without a file"
+    return Rule("columns", not proof.table, found)
+
+
 def _time_rule(package: Package, proof: Proof | None) -> Rule:
     limit = package.settings["time_limit"]
-    kept = f"inference stays within --time-limit {limit}, with fewer frames if it must"
+    kept = f"made to stay within --time-limit {limit}, with fewer frames if it must"
     measured = f"; {proof.num_files} files in {proof.seconds:.0f} s here, start included" if proof is not None else ""
-    return Rule("time", True, kept + measured)
+    return Rule("time", None, kept + measured)
 
 
 def _word(holds: bool | None) -> str:

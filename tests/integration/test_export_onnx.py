@@ -13,6 +13,7 @@ from PIL import Image
 from ranked_run import save_ranker
 from trained_run import image_bytes, save_run
 
+import hai
 from hai.errors import CheckpointError, ConfigError
 from hai.export import run_export
 from hai.export.graph import TOLERANCE, _difference, check_images
@@ -58,6 +59,12 @@ def test_a_graph_scores_without_torch_and_without_hai(run: Path, graph: Path, tm
     (expected,) = load_trained(str(run), CPU).logits(image)
     assert logit == pytest.approx(expected, abs=TOLERANCE)
     assert probability == pytest.approx(1 / (1 + np.exp(-expected)), abs=TOLERANCE)
+
+
+def test_a_graph_holds_no_path_of_the_machine(graph: Path) -> None:
+    content = graph.read_bytes()
+    for folder in (Path(hai.__file__).parents[1], Path(torch.__file__).parents[1], graph.parent):
+        assert str(folder).encode() not in content
 
 
 def test_metadata_hold_the_facts(run: Path, graph: Path) -> None:

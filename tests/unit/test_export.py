@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,16 +12,20 @@ import pytest
 import torch
 import yaml
 from ranked_run import save_ranker
-from trained_run import image_bytes, save_image, save_run
+from trained_run import image_bytes, save_image, save_network, save_run
 
 import hai
+from hai.checkpoint.format import load_checkpoint, write_checkpoint
 from hai.checkpoint.records import save_json
 from hai.cli import main
+from hai.config.load import config_from_yaml_text
 from hai.config.schema import ModelConfig
 from hai.errors import CheckpointError, ConfigError
 from hai.export import run_export
 from hai.export.card import model_card
 from hai.export.facts import Origin, origin_of
+from hai.faces.settings import CropSettings
+from hai.models.scorer import build_scorer
 from hai.ranking import load_ranker
 from hai.score_scale import Scale
 from hai.trained import load_trained
@@ -59,6 +64,31 @@ def test_the_folder_gives_the_same_scores_and_holds_no_trace_of_the_machine(run:
         assert str(run.parent).encode() not in content
         assert b"nowhere" not in content, "the path of a source"
     assert there.config.data.sources[0].name == "studio"
+
+
+def test_a_network_of_a_local_folder_leaves_no_trace_of_it_and_loads_without(tmp_path: Path) -> None:
+    network = save_network(tmp_path / "alice" / "vit")
+    cut = CropSettings(detector="mediapipe", detector_model=str(tmp_path / "alice" / "face.tflite"))
+    local = (f"model.name=hf:{network}", "model.pretrained=false")
+    run = save_run(tmp_path / "runs", overrides=local, crop_settings=cut)
+    found = load_checkpoint(next((run / "checkpoints").iterdir()))
+    assert str(network) not in json.dumps(found.meta)
+    old, target = tmp_path / "old", tmp_path / "out"
+    architecture = {**found.meta["architecture"], "_name_or_path": str(network)}  # as transformers' own description is
+    write_checkpoint(old, found.model, {}, {**found.meta, "architecture": architecture})
+    shutil.copyfile(run / "run.yaml", old / "run.yaml")
+    run_export(str(old), "hub", str(target))
+    expected = load_trained(str(run), CPU).logits(pixels())
+    shutil.rmtree(network)
+    for path in target.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    again = load_trained(str(target), CPU)
+    assert (again.logits(pixels()) == expected).all()
+    assert again.crop_settings is not None
+    assert again.crop_settings.detector_model == "face.tflite"
+    assert again.config.model.name == json.loads((target / "config.json").read_text(encoding="utf-8"))["model"]
+    assert again.config.model.name == "hf:./vit"
+    assert origin_of(again.config.model.model_copy(update={"pretrained": True})) == Origin("", "")
 
 
 def test_config_json_says_what_other_programs_need(run: Path, folder: Path) -> None:
@@ -126,15 +156,60 @@ def test_a_damaged_export_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_an_earlier_export_is_replaced_and_nothing_else_is(run: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
     run_export(str(run), "safetensors", str(target))
-    (target / "old.txt").write_text("left from before")
+    names = {path.name for path in target.iterdir()}
+    (target / "run.yaml").write_text("changed")
     run_export(str(run), "safetensors", str(target))
-    assert not (target / "old.txt").exists()
+    assert {path.name for path in target.iterdir()} == names
+    load_trained(str(target), CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
     precious = tmp_path / "photos"
     save_image(precious / "a.png", 1)
     with pytest.raises(ConfigError, match=r"--output = .*photos; exists and is no export"):
         run_export(str(run), "safetensors", str(precious))
     assert (precious / "a.png").exists()
+
+
+def test_what_others_put_into_an_export_stays(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out"
+    run_export(str(run), "hub", str(target))
+    others = {"LICENSE": b"mine", "pictures/roc.png": b"\x89PNG", ".git/objects/ab/cd": b"packed"}
+    for name, content in others.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(content)
+    (target / "link").symlink_to("LICENSE")
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError("no hard links here")
+
+    for link in (os.link, refuses):
+        monkeypatch.setattr("os.link", link)
+        run_export(str(run), "safetensors", str(target))
+        assert {name: (target / name).read_bytes() for name in others} == others
+        assert (target / "link").readlink() == Path("LICENSE")
+        assert not (target / "README.md").exists(), "a card that nobody changed belongs to the export before"
+    (target / "README.md").write_text("my own words", encoding="utf-8")
+    run_export(str(run), "safetensors", str(target))
+    assert (target / "README.md").read_text(encoding="utf-8") == "my own words"
+
+
+def test_an_export_that_cannot_take_its_place_leaves_the_earlier_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = tmp_path / "out", os.rename
+    run_export(str(run), "safetensors", str(target))
+    (target / "LICENSE").write_text("mine")
+
+    def fails(source: Path, place: Path) -> None:
+        if Path(place) == target and Path(source).name == "export":
+            raise OSError("disk gone")
+        rename(source, place)
+
+    monkeypatch.setattr("os.rename", fails)
+    with pytest.raises(OSError, match="disk gone"):
+        run_export(str(run), "safetensors", str(target))
+    assert (target / "LICENSE").read_text() == "mine"
+    load_trained(str(target), CPU)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_all_wrong_options_are_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -155,6 +230,27 @@ def test_a_ranker_s_folder_compares_as_its_run_does(tmp_path: Path) -> None:
     facts = json.loads((target / "config.json").read_text(encoding="utf-8"))
     assert facts["tiers"] == ["gold", "silver", "bronze"]
     assert facts["scale"]["temperature"] == 0.5
+
+
+def test_a_ranker_on_a_local_network_is_the_same_without_its_folder(tmp_path: Path) -> None:
+    network = save_network(tmp_path / "alice" / "vit")
+    run = save_ranker(tmp_path, "taste", Scale(), f"model.name=hf:{network}")
+    target = tmp_path / "out"
+    run_export(str(run), "safetensors", str(target))
+    assert all(str(tmp_path).encode() not in path.read_bytes() for path in target.iterdir())
+    config = config_from_yaml_text((run / "run.yaml").read_text(encoding="utf-8"), "run.yaml")
+    trained = build_scorer(config, 32).eval()
+    trained.load_state_dict(load_trained(str(run), CPU).model.state_dict())
+    shutil.rmtree(network)
+    batch = {"image": torch.rand(2, 3, 32, 32), "index": torch.arange(2)}
+    assert torch.equal(load_trained(str(target), CPU).model(batch), trained(batch))
+
+
+def test_a_backbone_that_is_needed_keeps_its_folder(tmp_path: Path) -> None:
+    network = save_network(tmp_path / "vit")
+    run = save_ranker(tmp_path, "taste", Scale(), f"model.name=hf:{network}", "model.freeze_backbone=true")
+    run_export(str(run), "safetensors", str(tmp_path / "out"))
+    assert load_trained(str(tmp_path / "out"), CPU).config.model.name == f"hf:{network}"
 
 
 # -- the card ----------------------------------------------------------------------------------------------------------

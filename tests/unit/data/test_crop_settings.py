@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from hai.config.schema import DataConfig, SourceConfig
 from hai.data.manifest import build_manifest, load_manifest, save_manifest
 from hai.data.pack import build_pack
 from hai.errors import DataError
-from hai.faces.settings import PREPROCESS, CropSettings, as_record
+from hai.faces.settings import PREPROCESS, CropSettings, as_record, build_settings, load_settings
 from hai.tasks.detector import DetectorTask
 
 SETTINGS = CropSettings(margin=0.35, image_size=112)
@@ -78,6 +80,20 @@ def test_crops_that_are_not_finished_are_refused(crops: Path) -> None:
             build_manifest(_data(path), 1)
     (crops / PREPROCESS).write_text(json.dumps(record | {"status": "finished"}), encoding="utf-8")
     assert build_manifest(_data(crops), 1).crop_settings == as_record(SETTINGS)
+
+
+def test_the_hash_of_a_detector_s_model_travels_along(crops: Path, tmp_path: Path) -> None:
+    (tmp_path / "face.tflite").write_bytes(b"a model")
+    settings = build_settings(detector="mediapipe", detector_model=os.path.relpath(tmp_path / "face.tflite"))
+    assert settings.detector_model == str(tmp_path / "face.tflite")
+    sha256 = hashlib.sha256(b"a model").hexdigest()
+    _tell(crops, settings)
+    told = json.loads((crops / PREPROCESS).read_text(encoding="utf-8"))
+    assert load_settings(crops / PREPROCESS).detector_sha256 is None
+    told["detectors"] = [{"name": "mtcnn"}, {"name": "mediapipe", "sha256": {"face.tflite": sha256}}]
+    (crops / PREPROCESS).write_text(json.dumps(told), encoding="utf-8")
+    kept = build_manifest(_data(crops), 1).crop_settings
+    assert kept == {**as_record(settings), "detector_sha256": sha256}
 
 
 def test_a_damaged_file_is_a_warning(crops: Path) -> None:

@@ -1,5 +1,6 @@
 import csv
 import errno
+import hashlib
 import os
 import shutil
 import zipfile
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from trained_run import image_bytes, save_image, save_run
 
+import hai
 from hai.errors import CheckpointError, ConfigError, DataError, StorageError
 from hai.faces.contact import CONTACT_SHEET
 from hai.faces.crops import crop_file
-from hai.faces.settings import PREPROCESS, CropSettings
+from hai.faces.settings import PREPROCESS, CropSettings, with_model
 from hai.predict import run_prediction
 
 
@@ -383,8 +385,31 @@ def test_faces_are_cut_as_in_training(raw: Path, tmp_path: Path, capsys) -> None
 
 
 def test_a_detector_that_is_not_here_is_said_at_once(run: Path, folder: Path, tmp_path: Path) -> None:
-    settings = CropSettings(detector="mediapipe", detector_model=str(tmp_path / "gone.tflite"))
-    trained = save_run(tmp_path / "runs", crop_settings=settings)
-    with pytest.raises(ConfigError, match=r"mediapipe.*--faces never"):
+    trained = save_run(tmp_path / "runs", crop_settings=mediapipe(tmp_path / "gone.tflite"))
+    with pytest.raises(ConfigError, match=r"gone\.tflite; mediapipe's model is not there.*--faces never"):
         predict(trained, folder, tmp_path)
     assert len(predict(trained, folder, tmp_path, faces="never")) == 40
+    with pytest.raises(ConfigError, match=r"--detector-model = x; mediapipe cuts no faces out here; leave it out"):
+        predict(run, folder, tmp_path, detector_model="x")
+
+
+def mediapipe(model: Path) -> CropSettings:
+    sha256 = hashlib.sha256(b"a model").hexdigest()
+    return CropSettings(detector="mediapipe", detector_model=str(model), detector_sha256=sha256)
+
+
+def test_the_model_of_a_detector_may_have_moved_and_must_be_the_same(tmp_path: Path, folder: Path) -> None:
+    moved, other = tmp_path / "moved.tflite", tmp_path / "other.tflite"
+    moved.write_bytes(b"a model")
+    other.write_bytes(b"another")
+    assert with_model(mediapipe(moved), None) == mediapipe(moved)
+    run = save_run(tmp_path / "runs", crop_settings=mediapipe(tmp_path / "gone.tflite"))
+    with pytest.raises(ConfigError, match=r"other\.tflite; its sha256 begins .* \(gone\.tflite\) with .*; give"):
+        predict(run, folder, tmp_path, detector_model=str(other))
+    with pytest.raises(ConfigError, match=r"no.tflite; mediapipe's model is not there; or"):
+        predict(run, folder, tmp_path, detector_model="no.tflite")
+    reached = "mediapipe is not installed|moved.tflite; is no face detector"  # that model is none
+    with pytest.raises(ConfigError, match=reached):
+        predict(run, folder, tmp_path, detector_model=str(moved))
+    with pytest.raises(ConfigError, match=reached):
+        hai.load(run, "cpu", detector_model=moved)(next(folder.rglob("*.png")))

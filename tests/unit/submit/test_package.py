@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from ranked_run import save_ranker
-from trained_run import save_image, save_run
+from trained_run import save_image, save_network, save_run
 
 from hai.errors import CheckpointError, ConfigError
 from hai.faces.settings import CropSettings
@@ -27,7 +29,7 @@ from hai.submit.environment import (
     training_packages,
 )
 from hai.submit.package import Package, Target, build_package
-from hai.submit.proof import Proof, draw_samples
+from hai.submit.proof import Proof, contest_faults, draw_samples, full_rows, save_sample
 from hai.submit.run import check_rules, run_submission
 from hai.trained import load_trained
 
@@ -71,7 +73,9 @@ def test_the_model_of_a_package_is_the_checkpoint(run: Path, tmp_path: Path) -> 
 
     package = build(run, tmp_path / "package")
     packed, own = (load_trained(str(path), torch.device("cpu")) for path in (package.folder / "model", run))
-    assert packed.checkpoint.sha256 == own.checkpoint.sha256
+    assert packed.checkpoint.meta["exported"] == {"step": 3, "sha256": own.checkpoint.sha256}
+    assert own.checkpoint.sha256 in (package.folder / "README.md").read_text(encoding="utf-8")
+    assert torch.equal(*(next(one.model.parameters()) for one in (packed, own)))
     assert (packed.threshold, packed.temperature) == (0.505, 0.25)
     assert package.num_parameters == sum(tensor.numel() for tensor in own.model.state_dict().values())
 
@@ -91,6 +95,23 @@ def test_a_package_holds_no_trace_of_the_machine_that_made_it(tmp_path: Path) ->
     config = yaml.safe_load((folder / "config/config.yaml").read_text(encoding="utf-8"))
     assert [source["name"] for source in config["data"]["sources"]] == ["clips", "stills"]
     assert config["model"]["pretrained"] == "weights.safetensors"
+
+
+def test_a_package_of_a_local_network_holds_no_trace_of_its_folder(tmp_path: Path) -> None:
+    import torch
+
+    network = save_network(tmp_path / "alice" / "vit")
+    cut = CropSettings(detector="mediapipe", detector_model=str(tmp_path / "alice" / "face.tflite"))
+    local = (f"model.name=hf:{network}", "model.pretrained=false")
+    run = save_run(tmp_path / "runs", overrides=local, crop_settings=cut)
+    folder = build(run, tmp_path / "package", faces="never").folder
+    shutil.rmtree(network)
+    for path in folder.rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes(), path
+    assert " model.name=hf:./vit\n```" in (folder / "README.md").read_text(encoding="utf-8")
+    packed = load_trained(str(folder / "model"), torch.device("cpu"))
+    assert packed.crop_settings is not None
+    assert packed.crop_settings.detector_model == "face.tflite"
 
 
 def test_python_files_of_a_package_compile_and_name_what_exists(run: Path, tmp_path: Path) -> None:
@@ -232,19 +253,68 @@ def test_rules_tell_what_holds_and_what_was_not_shown(run: Path, tmp_path: Path)
     package = build(run, tmp_path / "package")
     found = {rule.name: rule for rule in check_rules(package, None)}
     assert found["single model"].holds
-    assert found["no network"].holds is None
-    good = Proof(7, 3.0, "", 1e-7, 2e-7, [])
-    assert all(rule.holds is not False for rule in check_rules(package, good))
+    unknown = {"no network", "own environment", "columns", "frames as images", "time", "size"}
+    assert {name for name, rule in found.items() if rule.holds is None} == unknown
+    good = Proof(7, 3.0, "", 1e-7, 2e-7, [], [])
+    found = {rule.name: rule for rule in check_rules(package, good)}
+    assert all(rule.holds is not False for rule in found.values())
+    assert {name for name, rule in found.items() if rule.holds is None} == {"frames as images", "time", "size"}
+    (bad_table,) = (rule for rule in check_rules(package, replace(good, table=["no mark"])) if rule.holds is False)
+    assert (bad_table.name, bad_table.what) == ("columns", "no mark")
     for bad in (
-        Proof(7, 3.0, "", 2e-5, 0.0, []),
-        Proof(7, 3.0, "", 0.0, 1e-3, []),
-        Proof(7, 3.0, "", 0.0, None, ["a: fake"]),
+        replace(good, difference=2e-5),
+        replace(good, difference_offline=1e-3),
+        replace(good, difference_offline=None, others=["a: fake"]),
     ):
         assert [rule.name for rule in check_rules(package, bad) if rule.holds is False] == [
             "same scores as hai predict"
         ]
     (package.folder / "model/second.safetensors").write_bytes(b"")
     assert {rule.name: rule.holds for rule in check_rules(package, None)}["single model"] is False
+
+
+FULL = {"a.png": ("0.25", "real", ""), "b.png": ("0.75", "fake", ""), "c.mov": ("", "", "cannot be decoded")}
+SAMPLE = ["c.mov", "b.png", "gone.png", "a.png"]
+DACON = "\ufefffilename,prob\nc.mov,0.5\nb.png,0.75\ngone.png,0.5\na.png,0.25\n"
+AIFACTORY = "filename,label\nc.mov,0\nb.png,1\ngone.png,1\na.png,0\n"
+
+
+@pytest.mark.parametrize(
+    ("format", "table", "faults"),
+    [
+        ("dacon", DACON, []),
+        ("dacon", DACON.replace("0.75", "0.750001"), []),
+        ("aifactory", AIFACTORY, []),
+        ("dacon", DACON[1:], ["there is no byte order mark"]),
+        ("aifactory", "\ufeff" + AIFACTORY, ["there is a byte order mark"]),
+        ("dacon", DACON.replace("prob", "probability"), ["the header is filename,probability"]),
+        ("dacon", DACON.replace("b.png,0.75\n", ""), ["the rows are not those of the sample file in its order"]),
+        ("dacon", DACON + "a.png,0.25\n", ["the rows are not those of the sample file in its order"]),
+        ("dacon", DACON.replace("0.75", "0.76"), ["b.png: 0.76; the full table has 0.75 fake"]),
+        ("dacon", DACON.replace("c.mov,0.5", "c.mov,0"), ["c.mov: 0; the full table has cannot be decoded"]),
+        ("dacon", DACON.replace("gone.png,0.5", "gone.png,"), ["gone.png: ; the full table has no file"]),
+        ("aifactory", AIFACTORY.replace("b.png,1", "b.png,0"), ["b.png: 0; the full table has 0.75 fake"]),
+        ("dacon", "\ufeff", ["the header is ", "the rows are not those of the sample file in its order"]),
+    ],
+)  # fmt: skip
+def test_a_contest_s_table_is_held_against_its_sample(format: str, table: str, faults: list[str]) -> None:
+    assert contest_faults(table.encode(), format, SAMPLE, FULL) == faults
+
+
+@pytest.mark.parametrize("format", ["dacon", "aifactory"])
+def test_the_tables_of_hai_predict_are_what_contests_take(run: Path, tmp_path: Path, format: str) -> None:
+    from hai.predict import run_prediction
+
+    source, full, sample, table = (str(tmp_path / name) for name in ("in", "full.csv", "sample.csv", "table.csv"))
+    for number, name in enumerate(("a.png", "b.png")):
+        save_image(tmp_path / "in" / name, number)
+    (tmp_path / "in" / "c.mov").write_bytes(b"no video")
+    run_prediction([str(run)], [source], full)
+    save_sample(Path(sample), SAMPLE)
+    run_prediction([str(run)], [source], table, format=format, sample=sample)
+    content, rows = Path(table).read_bytes(), full_rows(Path(full))
+    assert contest_faults(content, format, SAMPLE, rows) == []
+    assert contest_faults(content, format, SAMPLE[::-1], rows)
 
 
 def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> None:
