@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import ray
 from ray import tune
+from ray._private import auto_init_hook
 from ray.tune.search import Searcher
 
 from hai.config.schema import RunConfig
@@ -227,5 +228,7 @@ def _attend(
         if not is_alive or is_unheard:  # what only waits for a machine would not hear that it is to stop
             break
         time.sleep(POLL_SECONDS)
+    if fitting.is_alive():  # left behind, with the first thing it asks once ours is gone it would start another Ray
+        auto_init_hook.enable_auto_connect = False
     if failure and not board.is_over():  # once all is done, what Tune makes of its own records matters to nobody
         raise failure[0]

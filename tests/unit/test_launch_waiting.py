@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RaySystemError
 
 from hai.launch import ray_train, tune
 from hai.launch.mailbox import Mailbox
@@ -36,6 +38,7 @@ class Post:
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.auto_init_hook.enable_auto_connect", True)  # and undone
     for module in (ray_train, tune):
         monkeypatch.setattr(module, "_GRACE_SECONDS", 0.05)
         monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
@@ -114,6 +117,10 @@ def test_trials_that_have_not_started_are_not_waited_for(
     monkeypatch.setattr(tune, "_PATIENCE_SECONDS", 0.0)
     assert "still waiting for the first trial to start" in attend(post, release.wait, lambda _: None)
     assert not release.is_set()
+    with pytest.raises(
+        RaySystemError, match="has not been started"
+    ):  # what Tune's thread asks next starts no other Ray
+        ray.wait([])
 
 
 def test_trials_that_have_lost_their_machine_are_not_waited_for(
