@@ -113,7 +113,7 @@ def train_on_ray(
         mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
         environment = forwarded()
         with tempfile.TemporaryDirectory(prefix="hai-ray-") as scratch:
-            trainer = trainer_for(is_alone=is_own())(
+            trainer = trainer_for(is_alone=is_own(), mailbox=mailbox)(
                 _on_worker,
                 train_loop_config={"plan": plan.record(), "mailbox": mailbox},
                 torch_config=GroupConfig(
@@ -129,15 +129,20 @@ def train_on_ray(
                     logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 ),
             )
-            outcome = _attend(ray, trainer, mailbox, lambda: signals.request or request(), say=say, show=show)
+            try:
+                outcome = _attend(ray, trainer, mailbox, lambda: signals.request or request(), say=say, show=show)
+            finally:
+                if hasattr(trainer, "end"):
+                    trainer.end()
         return outcome or Outcome("interrupted", {"status": "interrupted", "step": _newest_step(plan)})
 
 
-def trainer_for(*, is_alone: bool) -> Callable[..., Any]:
+def trainer_for(*, is_alone: bool, mailbox: Any) -> Callable[..., Any]:
     """Return Ray's trainer without the helpers that a run of ours has no use for; with them where this Ray is unknown.
 
     Args:
         is_alone: see `LeanTrainer`.
+        mailbox: see `LeanTrainer`.
     """
     try:
         from hai.launch.trainer import LeanTrainer
@@ -145,7 +150,7 @@ def trainer_for(*, is_alone: bool) -> Callable[..., Any]:
         from ray.train.torch import TorchTrainer
 
         return TorchTrainer
-    return functools.partial(LeanTrainer, is_alone=is_alone)
+    return functools.partial(LeanTrainer, is_alone=is_alone, mailbox=mailbox)
 
 
 def _max_failures(config: RunConfig) -> int:

@@ -53,6 +53,10 @@ def _recorded(run: Path) -> int:
     return steps(run)[-1] if (run / "metrics.jsonl").exists() and steps(run) else 0
 
 
+def _resumed(storage: Path) -> list[int]:
+    return [int(line.split("step_")[1][:8]) for line in output(storage).splitlines() if "resuming from step_" in line]
+
+
 def _stop(process: subprocess.Popen[str], storage: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 3, output(storage)
@@ -69,7 +73,7 @@ def test_a_worker_told_to_go_saves_first(
     assert process.wait(timeout=300) == 0, output(tmp_path)
     text = output(tmp_path)
     assert "SIGTERM to worker 0: saving a checkpoint, then it ends" in text
-    (resumed,) = [int(line.split("step_")[1][:8]) for line in text.splitlines() if "resuming from step_" in line]
+    (resumed,) = _resumed(tmp_path)
     saved = {int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*")}
     assert saved == {resumed, 20, 40, 60}, "one checkpoint for one signal, and none lost"
     assert resumed >= 3
@@ -113,8 +117,17 @@ def test_a_group_that_loses_a_machine_goes_on_and_takes_another(
         wait_until(lambda: " on 1 worker\n" in output(tmp_path), process, tmp_path)
         alone = _recorded(run)
         wait_until(lambda: _recorded(run) > alone + 5, process, tmp_path)
+    done = [0]
+
+    def has_grown() -> bool:
+        if output(tmp_path).count(" on 2 workers\n") >= 2:
+            return True
+        done.append(_recorded(run))
+        return False
+
     with joined_node(ray_cluster.address, tmp_path):
-        wait_until(lambda: output(tmp_path).count(" on 2 workers\n") >= 2, process, tmp_path)
+        wait_until(has_grown, process, tmp_path)
+        assert _resumed(tmp_path)[-1] >= max(done), "a group that grows does no step again"
         again = _recorded(run)
         wait_until(lambda: _recorded(run) > again + 5, process, tmp_path)
         _stop(process, tmp_path)
