@@ -119,6 +119,7 @@ def train_on_ray(
                 torch_config=GroupConfig(
                     backend="nccl" if scaling.use_gpu else "gloo",
                     folder=f"{scratch}/groups" if is_on_loopback() else None,
+                    max_failures=config.scale.max_failures,
                 ),
                 scaling_config=scaling,
                 run_config=ray.train.RunConfig(
