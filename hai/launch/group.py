@@ -107,7 +107,7 @@ def _import_torch() -> None:
 
 def _open_place(size: int) -> tuple[str, int]:
     """Open a port on this worker, where the others find it, and return its host and number."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
     store = TCPStore(host, 0, size, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
@@ -124,7 +124,9 @@ def _join(backend: str, place: str | tuple[str, int], rank: int, size: int) -> N
             os.environ.setdefault(name, loopback)
         dist.init_process_group(backend, init_method=place, rank=rank, world_size=size, timeout=_PATIENCE)
         return
-    store = _stores.pop() if _stores else dist.TCPStore(*place, size, wait_for_workers=False, timeout=_PATIENCE)
+    store = _stores.pop() if _stores else None
+    if store is None:
+        store = dist.TCPStore(*place, size, wait_for_workers=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
 

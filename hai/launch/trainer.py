@@ -15,8 +15,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from hai.launch.alone import LonePolicy
-from hai.launch.growth import SaveFirst
+from hai.launch.steering import LonePolicy, SaveFirst
 
 __all__ = ["LeanTrainer"]
 

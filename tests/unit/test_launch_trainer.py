@@ -23,7 +23,7 @@ def test_another_ray_starts_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_who_only_steers_needs_no_torch() -> None:
-    parts = "hai.launch.alone, hai.launch.group, hai.launch.mailbox, hai.launch.ray_train"
+    parts = "hai.launch.steering, hai.launch.group, hai.launch.mailbox, hai.launch.ray_train"
     code = f"import sys, {parts}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -39,7 +39,7 @@ def test_helpers_that_nobody_asks_are_not_started(is_alone: bool) -> None:
         create_scaling_policy,
     )
 
-    from hai.launch.alone import LonePolicy
+    from hai.launch.steering import LonePolicy
     from hai.launch.trainer import LeanTrainer
 
     def names(trainer: TorchTrainer) -> list[str]:
@@ -81,8 +81,8 @@ def test_helpers_that_nobody_asks_are_not_started(is_alone: bool) -> None:
 def test_a_group_saves_before_it_grows_and_not_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.train.v2._internal.execution.controller.state import ResizingState, RestartingState, RunningState
 
-    from hai.launch.growth import SaveFirst
     from hai.launch.mailbox import Mailbox
+    from hai.launch.steering import SaveFirst
 
     box = Mailbox()
 

@@ -1,4 +1,4 @@
-"""What comes before an elastic group takes more workers; Ray's controller reads this, and without torch."""
+"""What Ray's controller reads of ours, and without torch: how many workers there are, and what comes before more."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from typing import Any
 
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from hai.launch.mailbox import wait_for_checkpoint
 
-__all__ = ["SaveFirst"]
+__all__ = ["LonePolicy", "SaveFirst"]
 
 _PATIENCE_SECONDS = 20.0
+
+
+class LonePolicy(FixedScalingPolicy):
+    """A fixed number of workers on one machine: no process that collects what the cluster should grow by."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
 
 
 class SaveFirst(ControllerCallback):
