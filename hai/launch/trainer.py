@@ -63,7 +63,7 @@ class LeanTrainer(TorchTrainer):
         # Ray would start a process anew: it takes one that waits.
         options: dict[str, Any] = {"num_cpus": 0}
         if not self._is_alone:  # as Ray has it
-            options["label_selector"] = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
+            options["label_selector"] = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
             environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
             options["runtime_env"] = {"env_vars": environment}
         elif type(parts["scaling_policy"]) is FixedScalingPolicy:
