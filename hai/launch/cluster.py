@@ -41,12 +41,15 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
+_own_node: Any = None  # of the cluster that this process has started
 
 
 def live_address(say: Callable[[str], None]) -> str | None:
-    """Return the address of a cluster that answers on this machine, passing over a stale record with a line."""
+    """Return the address of this user's cluster that answers on this machine; a stale record gets a line."""
     record = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     try:
+        if record.stat().st_uid != os.getuid():
+            return None
         address = record.read_text(encoding="utf-8").strip()
     except OSError:
         return None
@@ -69,7 +72,7 @@ def connected(say: Callable[[str], None]) -> Iterator[Any]:
     """Connect to Ray for the length of the block; an own cluster ends with it.
 
     Raises:
-        ConfigError: RAY_ADDRESS names a cluster that cannot be reached.
+        ConfigError: RAY_ADDRESS names a cluster that cannot be reached, or one that runs here cannot be joined.
     """
     ray = _import_ray()
     if ray.is_initialized():  # a notebook or a test session has its own
@@ -84,9 +87,13 @@ def connected(say: Callable[[str], None]) -> Iterator[Any]:
         try:
             ray.init(address=address, **_SILENT)
         except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(
-                f"RAY_ADDRESS = {address}; the cluster cannot be joined ({str(error).splitlines()[0]}); "
+                f"RAY_ADDRESS = {address}; the cluster cannot be joined ({reason}); "
                 "start it, unset RAY_ADDRESS, or set RAY_AUTH_MODE as the cluster has it"
+                if named
+                else f"a Ray cluster runs here at {address} and cannot be joined ({reason}); "
+                "RAY_ADDRESS=local starts an own one, RAY_AUTH_MODE as the cluster has it may let this one be joined"
             ) from error
     else:
         say("starting Ray on this machine")
@@ -115,6 +122,7 @@ def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None
     Raises:
         ConfigError: the machine is too busy.
     """
+    global _own_node
     ray = _import_ray()
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # it would have nowhere to go
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # nobody else will make room
@@ -123,6 +131,7 @@ def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None
         try:
             with _on_loopback():
                 ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_SILENT)
+            _own_node = _node_of(ray)
             break
         except Exception as error:  # Ray waits 30 s for its own processes, which a busy small machine exceeds
             ray.shutdown()
@@ -137,9 +146,12 @@ def start_local(say: Callable[[str], None], num_cpus: int | None = None) -> None
 
 
 def is_own() -> bool:
-    """Say whether the cluster we are connected to was started by this process and ends with it."""
-    node = getattr(_import_ray()._private.worker, "_global_node", None)
-    return node is not None and node.head
+    """Say whether the cluster we are connected to was started by `start_local` here; a notebook may have its own."""
+    return _own_node is not None and _node_of(_import_ray()) is _own_node
+
+
+def _node_of(ray: Any) -> Any:
+    return getattr(ray._private.worker, "_global_node", None)
 
 
 def is_on_loopback() -> bool:

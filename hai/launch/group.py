@@ -16,35 +16,48 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.train.backend import Backend, BackendConfig
 
 from hai.launch.leaving import take_sigterm
 
 __all__ = ["GroupConfig"]
 
-_PATIENCE_SECONDS = 1800.0  # of a worker for the others, as Ray has it
+_PATIENCE = datetime.timedelta(minutes=30)  # of a worker for the others, as Ray has it
 _PARTING_SECONDS = 30.0
+_stores: list[Any] = []  # rank 0's, from when it is opened until the group is joined
 
 
 class _GroupBackend(Backend):
     share_cuda_visible_devices = True  # NCCL wants to see the machine's other GPUs
+    _failures = 0
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Join the workers of a group that has just started."""
+        """Join the workers of a group that has just started; where that fails, let Ray start another."""
+        try:
+            self._meet(worker_group, backend_config)
+        except (RayActorError, RayTaskError) as error:
+            self._failures += isinstance(error, RayTaskError)
+            if 0 <= backend_config.max_failures < self._failures:
+                raise
+            _give_up(worker_group, error)
+
+    def _meet(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(take_sigterm)
-        size, is_local = len(worker_group), backend_config.folder is not None
+        size = len(worker_group)
         if size == 1:
             return
-        if is_local:
+        place: str | tuple[str, int]
+        if backend_config.folder is not None:
             folder = Path(backend_config.folder)
             folder.mkdir(parents=True, exist_ok=True)
-            meeting = f"file://{folder / uuid.uuid4().hex}"
+            place = f"file://{folder / uuid.uuid4().hex}"
         else:
-            meeting = worker_group.execute_single(0, _free_place)
+            worker_group.execute(_import_torch)  # takes seconds, so on all at once
+            place = worker_group.execute_single(0, _open_place, size)
         ray.get(
             [
-                worker_group.execute_single_async(rank, _join, backend_config.backend, meeting, is_local, rank, size)
+                worker_group.execute_single_async(rank, _join, backend_config.backend, place, rank, size)
                 for rank in range(size)
             ]
         )
@@ -62,10 +75,12 @@ class GroupConfig(BackendConfig):
     Args:
         backend: nccl or gloo.
         folder: a folder that all workers see, where they live on one machine; None: through a port of rank 0's.
+        max_failures: how often they may fail to find each other; -1: always.
     """
 
     backend: str
     folder: str | None = None
+    max_failures: int = 0
 
     @property
     def backend_cls(self) -> type[_GroupBackend]:
@@ -73,23 +88,46 @@ class GroupConfig(BackendConfig):
         return _GroupBackend
 
 
-def _free_place() -> str:
-    """Return where the others find this worker, as an address of torch's."""
-    address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+def _give_up(worker_group: Any, error: Exception) -> None:
+    """Free what a group has that could not be joined, and raise what Ray answers with another one.
+
+    Ray itself would keep the machines of a group that fails so late.
+    """
+    try:
+        from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+    except ImportError:  # a Ray that has moved its parts
+        raise error from None
+    worker_group.abort()
+    raise WorkerGroupStartupFailedError(f"the workers did not find each other: {error}") from error
 
 
-def _join(backend: str, meeting: str, is_local: bool, rank: int, size: int) -> None:
+def _import_torch() -> None:
+    import torch.distributed  # noqa: F401
+
+
+def _open_place(size: int) -> tuple[str, int]:
+    """Open a port on this worker, where the others find it, and return its host and number."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    host = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    store = TCPStore(host, 0, size, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+    _stores.append(store)
+    return host, store.port
+
+
+def _join(backend: str, place: str | tuple[str, int], rank: int, size: int) -> None:
     import torch.distributed as dist
 
-    if is_local:
+    if isinstance(place, str):
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-        os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
-    timeout = datetime.timedelta(seconds=_PATIENCE_SECONDS)
-    dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=size, timeout=timeout)
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, loopback)
+        dist.init_process_group(backend, init_method=place, rank=rank, world_size=size, timeout=_PATIENCE)
+        return
+    store = _stores.pop() if _stores else None
+    if store is None:
+        store = dist.TCPStore(*place, size, wait_for_workers=False, timeout=_PATIENCE)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
 
 
 def _part() -> None:

@@ -22,6 +22,7 @@ class Mailbox:
         self._stop = 0
         self._saves = self._saved = 0
         self._micro_batch_limit: int | None = None
+        self._asked_at = float("-inf")
 
     def put(self, kind: str, content: Any) -> None:
         """Leave a letter for the driver."""
@@ -43,7 +44,12 @@ class Mailbox:
 
     def asked(self) -> tuple[int, int]:
         """Return STOP or 0, and how many checkpoints have been asked for."""
+        self._asked_at = time.monotonic()
         return self._stop, self._saves
+
+    def silence(self) -> float:
+        """Return for how many seconds nobody has asked, as those do who train; infinity: nobody ever has."""
+        return time.monotonic() - self._asked_at
 
     def note_saved(self, number: int) -> None:
         """Remember that the checkpoints up to this number are whole."""

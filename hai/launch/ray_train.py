@@ -113,12 +113,13 @@ def train_on_ray(
         mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
         environment = forwarded()
         with tempfile.TemporaryDirectory(prefix="hai-ray-") as scratch:
-            trainer = trainer_for(is_alone=is_own())(
+            trainer = trainer_for(is_alone=is_own(), mailbox=mailbox)(
                 _on_worker,
                 train_loop_config={"plan": plan.record(), "mailbox": mailbox},
                 torch_config=GroupConfig(
                     backend="nccl" if scaling.use_gpu else "gloo",
                     folder=f"{scratch}/groups" if is_on_loopback() else None,
+                    max_failures=config.scale.max_failures,
                 ),
                 scaling_config=scaling,
                 run_config=ray.train.RunConfig(
@@ -129,14 +130,20 @@ def train_on_ray(
                     logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 ),
             )
-            return _attend(ray, trainer, mailbox, lambda: signals.request or request(), say=say, show=show)
+            try:
+                outcome = _attend(ray, trainer, mailbox, lambda: signals.request or request(), say=say, show=show)
+            finally:
+                if hasattr(trainer, "end"):
+                    trainer.end()
+        return outcome or Outcome("interrupted", {"status": "interrupted", "step": _newest_step(plan)})
 
 
-def trainer_for(*, is_alone: bool) -> Callable[..., Any]:
+def trainer_for(*, is_alone: bool, mailbox: Any) -> Callable[..., Any]:
     """Return Ray's trainer without the helpers that a run of ours has no use for; with them where this Ray is unknown.
 
     Args:
         is_alone: see `LeanTrainer`.
+        mailbox: see `LeanTrainer`.
     """
     try:
         from hai.launch.trainer import LeanTrainer
@@ -144,7 +151,7 @@ def trainer_for(*, is_alone: bool) -> Callable[..., Any]:
         from ray.train.torch import TorchTrainer
 
         return TorchTrainer
-    return functools.partial(LeanTrainer, is_alone=is_alone)
+    return functools.partial(LeanTrainer, is_alone=is_alone, mailbox=mailbox)
 
 
 def _max_failures(config: RunConfig) -> int:
@@ -158,8 +165,11 @@ def _max_failures(config: RunConfig) -> int:
 def _attend(
     ray: Any, trainer: Any, mailbox: Any, request: Callable[[], int], *,
     say: Callable[[str], None], show: Callable[[Record], None],
-) -> Outcome:  # fmt: skip
-    """Run the trainer in a thread; pass on lines, progress and requests until it ends."""
+) -> Outcome | None:  # fmt: skip
+    """Run the trainer in a thread; pass on lines, progress and requests until it ends.
+
+    Returns None where it was to stop and no worker ran who could hear it.
+    """
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -172,21 +182,20 @@ def _attend(
     fitting.start()
     summary: Record | None = None
     error: list[str] | None = None
-    asked, deadline, is_heard = 0, float("inf"), False
+    asked, asked_at, deadline, is_heard = 0, float("inf"), float("inf"), False
     patience = time.monotonic() + _PATIENCE_SECONDS
     while True:
-        ended = not fitting.is_alive() or time.monotonic() > deadline
+        now = time.monotonic()
+        # workers that wait for a machine, at first or after one was lost, would not hear that they are to stop
+        is_unheard = now > asked_at + _GRACE_SECONDS and ray.get(mailbox.silence.remote()) > _GRACE_SECONDS
+        ended = not fitting.is_alive() or is_unheard or now > deadline
         if request() != asked:
-            asked = request()
+            asked, asked_at = request(), now
             mailbox.ask.remote(asked)
-            if not is_heard:  # workers that wait for a machine would not hear that they are to stop
-                deadline = time.monotonic() + _GRACE_SECONDS
         letters = ray.get(mailbox.take.remote())
         if letters:
-            patience = float("inf")
-            if not is_heard and error is None:
-                is_heard, deadline = True, float("inf")
-        elif time.monotonic() > patience:
+            patience, is_heard = float("inf"), True
+        elif now > patience:
             say("still waiting for the workers to start: for others to be done, or for machines that are being started")
             patience = float("inf")
         for kind, content in letters:
@@ -197,7 +206,7 @@ def _attend(
             elif kind == "summary":
                 summary = content
             elif error is None:  # the first worker's error is the cause; the others may wait for it in vain
-                error, deadline = content, time.monotonic() + _GRACE_SECONDS
+                error, deadline = content, now + _GRACE_SECONDS
         if ended:
             break
         time.sleep(POLL_SECONDS)
@@ -205,12 +214,27 @@ def _attend(
         raise _hai_error(*error)
     if failure:
         raise failure[0]
-    if summary is None and asked and not is_heard:
-        say("no worker had started yet; nothing was changed")
-        summary = {"status": "interrupted", "step": 0}
+    if summary is None and is_unheard:
+        say("no worker was running any more" if is_heard else "no worker had started yet; nothing was changed")
+        return None
     if summary is None:
         raise RuntimeError("the workers ended without a summary")
     return Outcome(str(summary["status"]), summary)
+
+
+def _newest_step(plan: Plan) -> int:
+    """Return the step that the run would go on from, 0 where it has no checkpoint."""
+    from hai.checkpoint.find import local_names
+    from hai.checkpoint.format import step_of
+    from hai.checkpoint.reach import reach
+    from hai.checkpoint.remote import locate
+    from hai.checkpoint.transfer import CHECKPOINTS, remote_names
+
+    location = locate(plan.storage, plan.name)
+    names, remote = local_names(location.path / CHECKPOINTS), location.remote
+    if remote is not None:
+        names += reach(remote.url, lambda: remote_names(remote))
+    return max((step_of(name) or 0 for name in names), default=0)
 
 
 def _hai_error(name: str, text: str) -> HaiError:

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import ray
 from ray import tune
+from ray._private import auto_init_hook
 from ray.tune.search import Searcher
 
 from hai.config.schema import RunConfig
@@ -34,7 +35,7 @@ from hai.types import STOP, Record
 __all__ = ["train_on_tune"]
 
 _PATIENCE_SECONDS = 60.0
-_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 15.0
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -202,7 +203,6 @@ def _attend(
 
     fitting = threading.Thread(target=fit, name="hai-fit", daemon=True)
     fitting.start()
-    started: set[int] = set()
     patience, stopped = time.monotonic() + _PATIENCE_SECONDS, float("inf")
     while True:
         is_alive, is_late = fitting.is_alive(), time_left() <= 0
@@ -218,17 +218,17 @@ def _attend(
             elif kind == "say":
                 say(content)
             else:
-                started.add(content)
-        if started:
-            patience = float("inf")
-        elif time.monotonic() > patience:
+                patience = float("inf")
+        if time.monotonic() > patience:
             say("still waiting for the first trial to start: for others to be done, or for machines to come")
             patience = float("inf")
         show(board.progress())
-        started &= board.running
-        is_idle = board.running and not started and time.monotonic() > stopped + _GRACE_SECONDS
-        if not is_alive or is_idle:  # what only waits for a machine would not hear that it is to stop
+        is_due = board.running and time.monotonic() > stopped + _GRACE_SECONDS
+        is_unheard = is_due and ray.get(mailbox.silence.remote()) > _GRACE_SECONDS
+        if not is_alive or is_unheard:  # what only waits for a machine would not hear that it is to stop
             break
         time.sleep(POLL_SECONDS)
+    if fitting.is_alive():  # left behind, with the first thing it asks once ours is gone it would start another Ray
+        auto_init_hook.enable_auto_connect = False
     if failure and not board.is_over():  # once all is done, what Tune makes of its own records matters to nobody
         raise failure[0]

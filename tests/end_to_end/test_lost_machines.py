@@ -122,7 +122,18 @@ def test_a_group_follows_its_machines(smooth: Path, ray_cluster: Cluster, tmp_pa
         wait_until(trains_on(1, 1), process, tmp_path)
         assert "Google Cloud: this machine will be taken away in 30 s: saving a checkpoint" in output(tmp_path)
         assert not train_workers(node)
+    done = [0]
+
+    def has_grown() -> bool:
+        if output(tmp_path).count(" on 2 workers\n") >= 2:
+            return True
+        done.append(_recorded(run))
+        return False
+
     with joined_node(ray_cluster.address, tmp_path) as node:
+        wait_until(has_grown, process, tmp_path)
+        resumed = [int(step) for step in re.findall(r"resuming from step_(\d+)", output(tmp_path))]
+        assert resumed[-1] >= max(done), "a group that grows does no step again"
         wait_until(trains_on(2, 2), process, tmp_path)
         kill_tree(node)
         wait_until(trains_on(1, 2), process, tmp_path)

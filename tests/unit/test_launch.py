@@ -8,12 +8,14 @@ import signal
 import socket
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hai.config.schema import RunConfig, ScaleConfig
 from hai.data.sources import load_source
 from hai.errors import ConfigError, DataError
+from hai.launch import cluster
 from hai.launch.bar import TrainingBar
 from hai.launch.cluster import keep_token, live_address
 from hai.launch.plan import Plan, located
@@ -100,6 +102,57 @@ def test_a_stale_cluster_is_passed_over_with_a_line(monkeypatch: pytest.MonkeyPa
     assert address in lines[0]
     record.write_text("nonsense", encoding="utf-8")
     assert live_address(lines.append) is None
+
+
+def test_another_users_cluster_is_not_joined(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        address = "{}:{}".format(*server.getsockname())
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address, encoding="utf-8")
+        assert live_address(print) == address
+        monkeypatch.setattr(os, "getuid", lambda: -1)
+        assert live_address(print) is None
+
+
+@pytest.mark.parametrize(
+    ("named", "text"),
+    [
+        (False, r"a Ray cluster runs here at \S+ and cannot be joined \(wrong token\); RAY_ADDRESS=local starts"),
+        (True, r"RAY_ADDRESS = \S+; the cluster cannot be joined \(wrong token\); start it, unset RAY_ADDRESS"),
+    ],
+)
+def test_a_cluster_that_refuses_is_told_as_it_was_found(
+    monkeypatch: pytest.MonkeyPatch, named: bool, text: str
+) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("wrong token\n")
+
+    ray = SimpleNamespace(init=init, is_initialized=lambda: False)
+    monkeypatch.setattr(cluster, "_import_ray", lambda: ray)
+    monkeypatch.setattr(cluster, "live_address", lambda say: "10.0.0.5:6379")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named:
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    with pytest.raises(ConfigError, match=text), cluster.connected(print):
+        pass
+
+
+def test_a_cluster_that_a_notebook_started_is_not_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = SimpleNamespace(_global_node=SimpleNamespace(head=True))
+    ray = SimpleNamespace(_private=SimpleNamespace(worker=worker), init=lambda **_: None)
+    monkeypatch.setattr(cluster, "_import_ray", lambda: ray)
+    monkeypatch.setattr(cluster, "_own_node", None)
+    monkeypatch.setattr(cluster, "keep_token", lambda: None)
+    for name in ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"):
+        monkeypatch.setenv(name, "0")
+    assert not cluster.is_own()
+    cluster.start_local(print)
+    assert cluster.is_own()
+    worker._global_node = SimpleNamespace(head=True)  # ended, and another begun
+    assert not cluster.is_own()
 
 
 def test_rays_token_is_for_its_owners_eyes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

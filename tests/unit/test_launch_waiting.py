@@ -5,29 +5,32 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RaySystemError
 
 from hai.launch import ray_train, tune
+from hai.launch.mailbox import Mailbox
+from hai.launch.plan import Plan
 from hai.types import STOP
 
 pytestmark = pytest.mark.timeout(60)
 
 
 class Post:
-    """Plays Ray and the mailbox: letters come as they are put."""
+    """The mailbox, called as Ray calls it: letters come as they are put."""
 
     def __init__(self, *letters: tuple[str, Any]) -> None:
-        self.letters = list(letters)
-        self.asked: list[int] = []
-        self.take = SimpleNamespace(remote=self._take)
-        self.ask = SimpleNamespace(remote=self.asked.append)
+        self.box = Mailbox()
+        for letter in letters:
+            self.box.put(*letter)
 
-    def _take(self) -> list[tuple[str, Any]]:
-        letters, self.letters = self.letters, []
-        return letters
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self.box, name))
 
     def get(self, value: Any) -> Any:
         return value
@@ -35,6 +38,7 @@ class Post:
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray._private.auto_init_hook.enable_auto_connect", True)  # and undone
     for module in (ray_train, tune):
         monkeypatch.setattr(module, "_GRACE_SECONDS", 0.05)
         monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
@@ -51,25 +55,42 @@ def release() -> Any:
 def test_workers_that_have_not_started_are_not_waited_for(release: threading.Event) -> None:
     post, told = Post(), []
     trainer = SimpleNamespace(fit=release.wait)
-    outcome = ray_train._attend(post, trainer, post, lambda: STOP, say=told.append, show=lambda _: None)
-    assert (outcome.status, outcome.summary["step"]) == ("interrupted", 0)
-    assert post.asked == [STOP]
+    assert ray_train._attend(post, trainer, post, lambda: STOP, say=told.append, show=lambda _: None) is None
+    assert post.box.asked() == (STOP, 0)
     assert told == ["no worker had started yet; nothing was changed"]
 
 
-def test_workers_that_have_started_save_first(release: threading.Event) -> None:
-    post = Post(("say", "resuming from step_00000007"))
+def test_workers_that_have_lost_a_machine_are_not_waited_for(release: threading.Event) -> None:
+    post, told = Post(("say", "resuming from step_00000007")), []
+    post.box.asked()
+    trainer = SimpleNamespace(fit=release.wait)
+    assert ray_train._attend(post, trainer, post, lambda: STOP, say=told.append, show=lambda _: None) is None
+    assert told[1:] == ["no worker was running any more"]
+
+
+def test_what_is_left_is_told_by_the_newest_checkpoint(tmp_path: Path) -> None:
+    plan = Plan(config="", storage=str(tmp_path), name="run", attempt="")
+    assert ray_train._newest_step(plan) == 0
+    for step in (20, 7):
+        (tmp_path / "run" / "checkpoints" / f"step_{step:08}").mkdir(parents=True)
+    assert ray_train._newest_step(plan) == 20
+
+
+def test_workers_that_still_ask_save_first(release: threading.Event) -> None:
+    post = Post()
     summary = {"status": "interrupted", "step": 9}
     calls = iter(range(1000))
 
     def request() -> int:
-        if next(calls) == 40:  # long after the grace that those get who have not started
-            post.letters.append(("summary", summary))
+        post.box.asked()  # as rank 0 does
+        if next(calls) == 40:  # long after the grace that those get who do not ask
+            post.box.put("summary", summary)
             release.set()
         return STOP
 
     trainer = SimpleNamespace(fit=release.wait)
     outcome = ray_train._attend(post, trainer, post, request, say=lambda _: None, show=lambda _: None)
+    assert outcome is not None
     assert outcome.summary == summary
 
 
@@ -84,7 +105,7 @@ def attend(post: Post, fit: Callable[[], object], show: Callable[[Any], None], *
         SimpleNamespace(fit=fit), post, board, SimpleNamespace(request=STOP),  # type: ignore[arg-type]
         lambda: float("inf"), say=told.append, show=show,
     )  # fmt: skip
-    assert (stopped, post.asked) == ([True], [STOP])
+    assert (stopped, post.box.asked()[0]) == ([True], STOP)
     return "\n".join(told)
 
 
@@ -96,15 +117,30 @@ def test_trials_that_have_not_started_are_not_waited_for(
     monkeypatch.setattr(tune, "_PATIENCE_SECONDS", 0.0)
     assert "still waiting for the first trial to start" in attend(post, release.wait, lambda _: None)
     assert not release.is_set()
+    with pytest.raises(
+        RaySystemError, match="has not been started"
+    ):  # what Tune's thread asks next starts no other Ray
+        ray.wait([])
 
 
-def test_trials_that_have_started_save_first(monkeypatch: pytest.MonkeyPatch, release: threading.Event) -> None:
+def test_trials_that_have_lost_their_machine_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, release: threading.Event
+) -> None:
+    post = Post(("started", 3))
+    post.box.asked()
+    monkeypatch.setattr(tune, "ray", post)
+    assert attend(post, release.wait, lambda _: None) == ""
+    assert not release.is_set()
+
+
+def test_trials_that_still_ask_save_first(monkeypatch: pytest.MonkeyPatch, release: threading.Event) -> None:
     post = Post(("started", 3), ("say", "trial 3: refused checkpoint step_00000004"))
     monkeypatch.setattr(tune, "ray", post)
     turns = iter(range(1000))
 
     def show(_: Any) -> None:
-        if next(turns) == 40:  # long after the grace that those get who have not started
+        post.box.asked()  # as the trial does
+        if next(turns) == 40:  # long after the grace that those get who do not ask
             release.set()
 
     assert attend(post, release.wait, show) == "trial 3: refused checkpoint step_00000004"
