@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hai.checkpoint.owner import Owner
+from hai.checkpoint.records import CONFIG
 from hai.checkpoint.remote import check_storage, locate
 from hai.config.compare import compare_configs
 from hai.config.fields import config_fields
@@ -21,7 +22,7 @@ from hai.launch.bar import SweepBar
 from hai.launch.board import Board, params_text
 from hai.launch.plan import Plan, located
 from hai.launch.sweep_results import Results
-from hai.launch.train import read_data
+from hai.launch.train import read_data, refuse_name
 from hai.masking import masked
 from hai.provenance import provenance
 from hai.sweep.folder import SWEEP, SweepFolder
@@ -61,9 +62,10 @@ def run_sweep(sweep: Sweep, *, name: str, storage: str) -> int:
         check_optuna()
     _check_combinations(sweep)
     check_storage(storage)
+    location = locate(storage, name)
+    refuse_name(location, name, CONFIG)
     with SweepBar() as bar:
         task, datasets = read_data(sweep.base, bar.say)
-        location = locate(storage, name)
         owner = Owner(location, bar.say)
         attempt = owner.acquire()
         try:

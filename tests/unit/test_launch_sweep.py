@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 
 import hai
@@ -74,6 +75,26 @@ def test_trials_are_compared_on_the_same_data(sweep: Path, trained: list[int], t
     table.write_text(whole, encoding="utf-8")
     hai.tune(sweep, "sweep.num_trials=3", storage=tmp_path)
     assert trained == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("on_url", [False, True])
+def test_a_run_and_a_sweep_do_not_share_a_name(sweep: Path, trained: list[int], tmp_path: Path, on_url: bool) -> None:
+    storage = f"memory://{tmp_path.name}" if on_url else str(tmp_path / "kept")
+    files, root = fsspec.core.url_to_fs(storage)
+    run = tmp_path / "run.yaml"
+    run.write_text(sweep.read_text(encoding="utf-8").partition("space:")[0], encoding="utf-8")
+    files.makedirs(f"{root}/taken")
+    files.put_file(str(run), f"{root}/taken/run.yaml")
+    with pytest.raises(ConfigError, match=r"^taken is a run; --name NAME starts a sweep beside it$"):
+        hai.tune(sweep, name="taken", storage=storage)
+    assert [name.rpartition("/")[2] for name in files.find(f"{root}/taken")] == ["run.yaml"]
+    assert hai.tune(sweep, storage=storage).best
+    left = files.find(f"{root}/heads")
+    for restart in (False, True):
+        with pytest.raises(ConfigError, match=r"^heads is a sweep; --name NAME starts a run beside it$"):
+            hai.train(run, name="heads", storage=storage, restart=restart)
+    assert files.find(f"{root}/heads") == left
+    assert hai.tune(sweep, storage=storage).status == "finished"
 
 
 def test_a_metric_that_no_evaluation_has_is_refused_before_a_trial(
