@@ -17,7 +17,7 @@ from hai.config.load import config_from_yaml_text, config_with
 from hai.config.schema import RunConfig
 from hai.config.sweep import Sweep, show_sweep, sweep_changes
 from hai.config.text import dump_yaml, parse_yaml
-from hai.errors import ConfigError, HaiError, StorageError
+from hai.errors import ConfigError, StorageError
 from hai.launch.bar import SweepBar
 from hai.launch.board import Board, params_text
 from hai.launch.plan import Plan, located
@@ -265,25 +265,27 @@ def _train_here(board: Board, sweep: Sweep, task: Task, time_left: Callable[[], 
     """Train one trial after the other in this process."""
     import torch
 
+    from hai.distributed import Workers
     from hai.launch.signals import StopSignals
     from hai.launch.trial import failure, telling, train_trial
     from hai.types import STOP
 
     use_gpu = sweep.base.scale.use_gpu
     on_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+    workers = Workers(device=torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
     with StopSignals(bar.say) as signals:
 
         def request() -> int:
             return STOP if signals.request or time_left() <= 0 else 0
 
-        if not _prepare(sweep, task, False, request, bar):
+        if not task.prepare(workers, say=bar.say, asked=request):
             return signals.request
         while not request() and (job := board.take(lambda config: config)) is not None:
             bar.show(board.progress())
             try:
                 say = telling(int(job["number"]), bar.say)
                 outcome = train_trial(job, num_workers=1, on_gpu=on_gpu, request=request, say=say)
-            except HaiError as error:
+            except Exception as error:  # the next trial's values may be better
                 outcome = failure(error)
             board.ended(int(job["number"]), outcome)
         return signals.request

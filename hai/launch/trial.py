@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from hai.checkpoint.owner import Owner
 from hai.checkpoint.reach import reach
-from hai.checkpoint.records import METRICS, parse_records
+from hai.checkpoint.records import LOG, METRICS, parse_records
 from hai.checkpoint.remote import Location, locate
 from hai.config.schema import RunConfig
 from hai.errors import CheckpointError, ConfigError, HaiError, NonFiniteError
 from hai.launch.plan import Plan
+from hai.masking import without_secrets
 from hai.types import Record
 
 __all__ = ["failure", "telling", "train_trial"]
@@ -89,13 +91,16 @@ def telling(number: int, say: Callable[[str], None]) -> Callable[[str], None]:
     return tell
 
 
-def failure(error: HaiError) -> Record:
-    """Write an error as the outcome of a piece.
+def failure(error: Exception) -> Record:
+    """Write an error as the outcome of a piece; one that is not for the user to mend with its traceback.
 
     Only of NaN and Inf the trial's values are the cause for certain. Anything else, such as weights that could not be
     fetched or memory that ran out, may be mended when the sweep goes on.
     """
-    return {"status": "failed", "error": str(error), "may_retry": not isinstance(error, NonFiniteError)}
+    text = str(error)
+    if not isinstance(error, HaiError):
+        text = f"{type(error).__name__}: {text}\n{''.join(traceback.format_exception(error))}"
+    return {"status": "failed", "error": without_secrets(text), "may_retry": not isinstance(error, NonFiniteError)}
 
 
 def _train_here(plan: Plan, on_gpu: bool, request: Callable[[], int], say: Callable[[str], None]) -> Record:
@@ -115,7 +120,7 @@ def _train_here(plan: Plan, on_gpu: bool, request: Callable[[], int], say: Calla
 
 @contextlib.contextmanager
 def _owned(location: Location, say: Callable[[str], None]) -> Any:
-    """Own a trial's folder for the length of the block."""
+    """Own a trial's folder for the length of the block; an error that is not for the user to mend goes to its log."""
     owner, deadline = Owner(location, say), time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
@@ -127,6 +132,12 @@ def _owned(location: Location, say: Callable[[str], None]) -> Any:
             time.sleep(0.5)
     try:
         yield attempt
+    except HaiError:
+        raise
+    except Exception:
+        with contextlib.suppress(OSError), open(location.path / LOG, "a", encoding="utf-8") as log:
+            log.write(without_secrets(traceback.format_exc()))
+        raise
     finally:
         owner.release()
 

@@ -12,7 +12,6 @@ import os
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -179,8 +178,7 @@ def _trial(job: Record, mailbox: Any = None, room: Room | None = None, environme
     except HaiError as error:  # the user's to mend: starting it again would not help
         outcome = failure(error)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        ray.get(mailbox.put.remote("trouble", [record["number"], text]))
+        ray.get(mailbox.put.remote("trouble", [record["number"], failure(error)["error"]]))
         raise  # Tune starts the trial again in a fresh process, and it resumes
     finally:
         asked.end()

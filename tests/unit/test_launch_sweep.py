@@ -13,9 +13,12 @@ import pytest
 import hai
 from hai.checkpoint.remote import locate
 from hai.config.sweep import load_sweep
+from hai.distributed import Workers
 from hai.errors import ConfigError, NonFiniteError, StorageError
 from hai.launch import trial as trials
 from hai.launch.board import Board
+from hai.launch.plan import Plan
+from hai.launch.sweep import _train_here
 from hai.sweep.folder import SweepFolder
 from hai.sweep.strategy import Strategy
 from hai.types import Record
@@ -123,6 +126,43 @@ def test_what_may_be_mended_is_tried_again_when_the_sweep_goes_on(
     sweep_of = hai.tune(sweep, storage=tmp_path)
     assert (again, [trial.status for trial in sweep_of.trials]) == ([1], ["finished", "finished", "failed"])
     assert "trial 1 failed (gs://bucket: does not answer); trying it again" in "".join(capsys.readouterr())
+
+
+def test_an_error_that_nobody_foresaw_costs_its_trial_alone(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(plan: Plan, *_: object) -> Record:
+        if len(started := [*tmp_path.glob("heads/trials/*")]) == 2:
+            raise KeyError("s3://user:canary-secret@bucket/x")
+        return {"status": "finished", "step": 6 + len(started)}
+
+    monkeypatch.setattr(trials, "_train_here", train)
+    monkeypatch.setattr(trials, "_evaluations", lambda *_, **__: [(1, 1.0, 0.5)])
+    with pytest.raises(ConfigError, match="no trial has a value"):  # none has a best checkpoint
+        hai.tune(sweep, storage=tmp_path)
+    folder = SweepFolder(locate(str(tmp_path), "heads"), "", print)
+    first, broken, last = folder.load_trials()
+    assert (first.status, broken.status, last.status) == ("finished", "failed", "finished")
+    assert broken.may_retry
+    log = (tmp_path / "heads" / broken.folder / "log.txt").read_text(encoding="utf-8")
+    for text in (broken.error, log):
+        assert "Traceback (most recent call last)" in text
+        assert "KeyError: 's3://***@bucket/x'" in text
+    assert folder.load_summary()["num_failed"] == 1
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_in_this_process_features_are_computed_where_trials_train(sweep: Path, on_gpu: bool) -> None:
+    asked: list[str] = []
+
+    class Task:
+        def prepare(self, workers: Workers, **_: object) -> bool:
+            asked.append(workers.device.type)
+            return False
+
+    loaded = load_sweep(sweep, [f"scale.use_gpu={on_gpu}"])
+    assert _train_here(None, loaded, Task(), lambda: 1.0, SimpleNamespace(say=print)) == 0  # type: ignore[arg-type]
+    assert asked == ["cuda" if on_gpu else "cpu"]
 
 
 def test_trouble_at_the_end_leaves_a_sweep_that_goes_on(
