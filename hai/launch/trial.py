@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from hai.checkpoint.format import step_of
 from hai.checkpoint.owner import Owner
 from hai.checkpoint.reach import reach
 from hai.checkpoint.records import LOG, METRICS, parse_records
@@ -64,9 +65,13 @@ def train_trial(
             from hai.launch.ray_train import train_on_ray
 
             summary = train_on_ray(config, plan, say=say, show=lambda _: None, request=request).summary
-    evaluations = _evaluations(location, job["metric"], is_here=num_workers == 1)
-    best_step = int((summary.get("best") or {"step": -1})["step"])
-    values = {step: value for step, _, value in evaluations}
+    parent = step_of(job["resume"].rpartition("/")[2]) or 0 if job["resume"] else 0
+    evaluations = _evaluations(location, job["metric"], after=parent, is_here=num_workers == 1)
+    last = evaluations[-1][2] if evaluations else None
+    best_step = int((summary.get("best") or {"step": 0})["step"])
+    value = {step: value for step, _, value in evaluations}.get(best_step)
+    if 0 < best_step <= parent:  # the parent's, whose checkpoint is not here: the newest one stands for this run
+        value = last
     until, status = job["until_epoch"], str(summary["status"])
     if status == "interrupted" and until is not None and evaluations and evaluations[-1][1] >= until - 1e-9:
         status = "paused"
@@ -74,8 +79,8 @@ def train_trial(
         "status": status,
         "step": int(summary["step"]),
         "seconds": time.monotonic() - start,
-        "value": values.get(best_step),
-        "last": evaluations[-1][2] if evaluations else None,
+        "value": value,
+        "last": last,
         "history": [[step, value] for step, _, value in evaluations],
         "error": "",
     }
@@ -142,8 +147,8 @@ def _owned(location: Location, say: Callable[[str], None]) -> Any:
         owner.release()
 
 
-def _evaluations(location: Location, metric: str, *, is_here: bool) -> list[tuple[int, float, float]]:
-    """Read (step, epoch, metric) of every evaluation of a run.
+def _evaluations(location: Location, metric: str, *, after: int, is_here: bool) -> list[tuple[int, float, float]]:
+    """Read (step, epoch, metric) of every evaluation of a run after a step.
 
     Raises:
         ConfigError: the evaluations have no such metric.
@@ -161,5 +166,5 @@ def _evaluations(location: Location, metric: str, *, is_here: bool) -> list[tupl
     return [
         (int(record["step"]), float(record["epoch"]), float(record[key]))
         for record in records
-        if isinstance(record.get(key), int | float) and math.isfinite(record[key])
+        if isinstance(record.get(key), int | float) and math.isfinite(record[key]) and int(record["step"]) > after
     ]

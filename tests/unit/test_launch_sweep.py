@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from hai.launch.plan import Plan
 from hai.launch.sweep import _train_here
 from hai.sweep.folder import SweepFolder
 from hai.sweep.strategy import Strategy
+from hai.tasks.ranker import RankerTask
 from hai.types import Record
 
 SWEEP = """
@@ -228,6 +230,25 @@ def test_too_little_time_is_called_that(sweep: Path, tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match="no trial has a value\nthe time limit came before the first evaluation"):
         hai.tune(sweep, "sweep.time_limit_minutes=1e-9", storage=tmp_path)
     assert status(tmp_path) == "interrupted"
+
+
+def test_a_trial_that_went_on_from_another_has_no_credit_for_what_that_had_reached(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of real trainings whose every evaluation comes out worse than the one before, whoever makes it."""
+    values = itertools.count(-1, -1)
+    metrics = RankerTask.metrics
+    monkeypatch.setattr(
+        RankerTask, "metrics", lambda task, found: {**metrics(task, found), task.metric: 0.9 + next(values) / 100}
+    )
+    pbt = ["sweep.scheduler=pbt", "sweep.include_base=false", "train.max_epochs=2", "scale.cpus_per_worker=1"]
+    found = hai.tune(sweep, *pbt, "sweep.evaluate_test=false", storage=tmp_path)
+    first, second, child = found.trials
+    assert child.parent == f"{first.id}/step_{first.history[0][0]:08d}"
+    assert [trial.value for trial in found.trials] == [trial.history[0][1] for trial in found.trials]
+    assert [step for step, _ in child.history] == [2 * first.history[0][0]]
+    assert child.value < second.value < first.value
+    assert found.best_checkpoint.endswith(first.id)
 
 
 def test_of_a_trials_lines_those_are_passed_on_that_people_must_know() -> None:
