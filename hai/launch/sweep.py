@@ -266,6 +266,7 @@ def _train_here(board: Board, sweep: Sweep, task: Task, time_left: Callable[[], 
     import torch
 
     from hai.distributed import Workers
+    from hai.launch.preemption import saving
     from hai.launch.signals import StopSignals
     from hai.launch.trial import failure, telling, train_trial
     from hai.types import STOP
@@ -280,12 +281,13 @@ def _train_here(board: Board, sweep: Sweep, task: Task, time_left: Callable[[], 
 
         if not task.prepare(workers, say=bar.say, asked=request):
             return signals.request
-        while not request() and (job := board.take(lambda config: config)) is not None:
-            bar.show(board.progress())
-            try:
-                say = telling(int(job["number"]), bar.say)
-                outcome = train_trial(job, num_workers=1, on_gpu=on_gpu, request=request, say=say)
-            except Exception as error:  # the next trial's values may be better
-                outcome = failure(error)
-            board.ended(int(job["number"]), outcome)
+        with saving(request, bar.say) as asked:
+            while not request() and (job := board.take(lambda config: config)) is not None:
+                bar.show(board.progress())
+                try:
+                    say = telling(int(job["number"]), bar.say)
+                    outcome = train_trial(job, num_workers=1, on_gpu=on_gpu, request=asked, say=say)
+                except Exception as error:  # the next trial's values may be better
+                    outcome = failure(error)
+                board.ended(int(job["number"]), outcome)
         return signals.request

@@ -23,7 +23,7 @@ from hai.launch.sweep import _train_here
 from hai.sweep.folder import SweepFolder
 from hai.sweep.strategy import Strategy
 from hai.tasks.ranker import RankerTask
-from hai.types import Record
+from hai.types import SAVE, Record
 
 SWEEP = """
 task: ranker
@@ -165,6 +165,24 @@ def test_in_this_process_features_are_computed_where_trials_train(sweep: Path, o
     loaded = load_sweep(sweep, [f"scale.use_gpu={on_gpu}"])
     assert _train_here(None, loaded, Task(), lambda: 1.0, SimpleNamespace(say=print)) == 0  # type: ignore[arg-type]
     assert asked == ["cuda" if on_gpu else "cpu"]
+
+
+def test_in_this_process_a_notice_is_answered_with_a_checkpoint(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def train_trial(job: Record, *, request: Callable[[], int], **_: object) -> Record:
+        (tmp_path / "leave").touch()
+        while job["number"] == 0 and not asked:
+            asked.extend(filter(None, [request()]))
+        asked.extend(filter(None, [request()]))
+        return {"status": "finished", "step": 6, "value": 0.5}
+
+    monkeypatch.setenv("HAI_NOTICE_FILE", str(tmp_path / "leave"))
+    monkeypatch.setattr(trials, "train_trial", train_trial)
+    assert hai.tune(sweep, storage=tmp_path).status == "finished"
+    assert asked == [SAVE]
 
 
 def test_trouble_at_the_end_leaves_a_sweep_that_goes_on(
