@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
 from hai.launch.plan import Outcome, Plan
-from hai.launch.preemption import Notice, NoticeWatch
+from hai.launch.preemption import saving
 from hai.launch.signals import StopSignals
 from hai.launch.worker import run_worker
-from hai.types import SAVE, Record
+from hai.types import Record
 
 __all__ = ["train_in_process"]
 
@@ -30,23 +29,10 @@ def train_in_process(
         torch.cuda.set_device(device)
     if world_size > 1:
         dist.init_process_group("nccl" if on_gpu else "gloo")
-    noticed = threading.Event()
-
-    def take(notice: Notice) -> None:
-        say(f"{notice.cloud}: this machine will be taken away in {notice.seconds:.0f} s: saving a checkpoint")
-        noticed.set()
-
-    def request() -> int:
-        if signals.request or not noticed.is_set():
-            return signals.request
-        noticed.clear()
-        return SAVE
-
-    watch = NoticeWatch(take)
-    if rank == 0:
-        watch.start()
+    is_first = rank == 0
+    heard = say if is_first else lambda _: None
     try:
-        with StopSignals(say if rank == 0 else lambda _: None) as signals:
+        with StopSignals(heard) as signals, saving(lambda: signals.request, heard, is_first=is_first) as request:
             summary = run_worker(
                 plan,
                 device=device,
@@ -55,11 +41,10 @@ def train_in_process(
                 local_world_size=local_world_size,
                 request=request,
                 report=lambda _: None,
-                say=say if rank == 0 else lambda _: None,
-                show=show if rank == 0 else lambda _: None,
+                say=heard,
+                show=show if is_first else lambda _: None,
             )
     finally:
-        watch.end()
         if world_size > 1:
             dist.destroy_process_group()
     return Outcome(str(summary["status"]), summary)

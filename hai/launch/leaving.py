@@ -1,4 +1,4 @@
-"""What a Ray Train worker does when its process or its machine must go: a checkpoint first, then the end."""
+"""What a process that trains on Ray does when it or its machine must go: a checkpoint first, then the end."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from hai.launch.mailbox import wait_for_checkpoint
-from hai.launch.preemption import Notice, NoticeWatch
+from hai.launch.preemption import PATIENCE_SECONDS, Notice, NoticeWatch
 
-__all__ = ["take_sigterm", "training"]
+__all__ = ["move", "take_sigterm", "training"]
 
-_PATIENCE_SECONDS = 20.0
 _MOVE_SECONDS = 5.0  # a drained node's workers start again elsewhere after this; waiting for the end would waste it
 _mailboxes: list[Any] = []  # of the run that trains in this process
 
@@ -49,17 +48,28 @@ def take_sigterm() -> None:
 def _leave() -> None:
     for mailbox, rank in _mailboxes[:1]:
         mailbox.put.remote("say", f"SIGTERM to worker {rank}: saving a checkpoint, then it ends")
-        wait_for_checkpoint(mailbox, _PATIENCE_SECONDS)
+        wait_for_checkpoint(mailbox, PATIENCE_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _leave_machine(mailbox: Any, notice: Notice) -> None:
-    text = f"{notice.cloud}: this machine will be taken away in {notice.seconds:.0f} s: saving a checkpoint"
-    mailbox.put.remote("say", text)
+    mailbox.put.remote("say", notice.text)
     gone = time.time() + notice.seconds
-    wait_for_checkpoint(mailbox, min(notice.seconds, _PATIENCE_SECONDS))
+    wait_for_checkpoint(mailbox, min(notice.seconds, PATIENCE_SECONDS))
+    move(gone, lambda line: mailbox.put.remote("say", line))
+
+
+def move(gone: float, say: Callable[[str], None]) -> None:
+    """Have Ray start what trains here on the other machines, where there are any, once all is saved.
+
+    What then dies with the machine counts as no failure: Ray knows that it was announced.
+
+    Args:
+        gone: when the machine goes, seconds since 1970.
+        say: takes a line for people.
+    """
     if _can_move():
-        mailbox.put.remote("say", "training moves to the other machines of the cluster")
+        say("training moves to the other machines of the cluster")
         _drain(min(gone, time.time() + _MOVE_SECONDS))
 
 

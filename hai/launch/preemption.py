@@ -7,16 +7,21 @@ import datetime
 import json
 import os
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["NOTICE_FILE", "Notice", "NoticeWatch", "find_source"]
+from hai.types import SAVE
+
+__all__ = ["NOTICE_FILE", "PATIENCE_SECONDS", "Notice", "NoticeWatch", "find_source", "saving"]
 
 NOTICE_FILE = "HAI_NOTICE_FILE"
+PATIENCE_SECONDS = 20.0
+"""Most that a checkpoint may take before the machine is left without."""
 _SERVER = "169.254.169.254"  # of both clouds; by its number, because a name could wait for a DNS server
 _TRIES, _ANSWER_SECONDS, _EVERY_SECONDS = 2, 1.0, 2.0
 _GOOGLE_SECONDS = 30.0  # what Google gives; it names no time
@@ -30,6 +35,11 @@ class Notice(NamedTuple):
 
     cloud: str
     seconds: float
+
+    @property
+    def text(self) -> str:
+        """Return a line for people."""
+        return f"{self.cloud}: this machine will be taken away in {self.seconds:.0f} s: saving a checkpoint"
 
 
 class NoticeWatch(threading.Thread):
@@ -57,6 +67,53 @@ class NoticeWatch(threading.Thread):
     def end(self) -> None:
         """Stop asking; does not wait."""
         self._ended.set()
+
+
+@contextlib.contextmanager
+def saving(
+    request: Callable[[], int],
+    say: Callable[[str], None],
+    *,
+    is_first: bool = True,
+    leave: Callable[[float], None] = lambda _: None,
+) -> Iterator[Callable[[], int]]:
+    """For the length of the block answer a notice with a checkpoint of what trains in this process.
+
+    Args:
+        request: asked between steps: 0 or STOP.
+        say: takes a line for people.
+        is_first: whether to look for notices; one process of a group does.
+        leave: called once the checkpoint is whole, or it is too late for one, with the time when the machine goes.
+
+    Yields:
+        What the loop is to ask: the request, and SAVE once after a notice.
+    """
+    noticed, asked, saved = threading.Event(), threading.Event(), threading.Event()
+
+    def take(notice: Notice) -> None:
+        gone = time.time() + notice.seconds
+        say(notice.text)
+        noticed.set()
+        saved.wait(min(notice.seconds, PATIENCE_SECONDS))
+        leave(gone)
+
+    def ask() -> int:
+        if asked.is_set():  # the loop comes back when that checkpoint is whole
+            saved.set()
+        wanted = request()
+        if wanted or asked.is_set() or not noticed.is_set():
+            return wanted
+        asked.set()
+        return SAVE
+
+    watch = NoticeWatch(take)
+    if is_first:
+        watch.start()
+    try:
+        yield ask
+    finally:
+        watch.end()
+        saved.set()
 
 
 def find_source(environment: Mapping[str, str]) -> Callable[[], Notice | None] | None:

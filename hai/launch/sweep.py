@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hai.checkpoint.owner import Owner
+from hai.checkpoint.records import CONFIG
 from hai.checkpoint.remote import check_storage, locate
 from hai.config.compare import compare_configs
 from hai.config.fields import config_fields
@@ -16,12 +17,12 @@ from hai.config.load import config_from_yaml_text, config_with
 from hai.config.schema import RunConfig
 from hai.config.sweep import Sweep, show_sweep, sweep_changes
 from hai.config.text import dump_yaml, parse_yaml
-from hai.errors import ConfigError, HaiError, StorageError
+from hai.errors import ConfigError, StorageError
 from hai.launch.bar import SweepBar
 from hai.launch.board import Board, params_text
 from hai.launch.plan import Plan, located
 from hai.launch.sweep_results import Results
-from hai.launch.train import read_data
+from hai.launch.train import read_data, refuse_name
 from hai.masking import masked
 from hai.provenance import provenance
 from hai.sweep.folder import SWEEP, SweepFolder
@@ -61,9 +62,10 @@ def run_sweep(sweep: Sweep, *, name: str, storage: str) -> int:
         check_optuna()
     _check_combinations(sweep)
     check_storage(storage)
+    location = locate(storage, name)
+    refuse_name(location, name, CONFIG)
     with SweepBar() as bar:
         task, datasets = read_data(sweep.base, bar.say)
-        location = locate(storage, name)
         owner = Owner(location, bar.say)
         attempt = owner.acquire()
         try:
@@ -263,25 +265,29 @@ def _train_here(board: Board, sweep: Sweep, task: Task, time_left: Callable[[], 
     """Train one trial after the other in this process."""
     import torch
 
+    from hai.distributed import Workers
+    from hai.launch.preemption import saving
     from hai.launch.signals import StopSignals
     from hai.launch.trial import failure, telling, train_trial
     from hai.types import STOP
 
     use_gpu = sweep.base.scale.use_gpu
     on_gpu = torch.cuda.is_available() if use_gpu is None else use_gpu
+    workers = Workers(device=torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
     with StopSignals(bar.say) as signals:
 
         def request() -> int:
             return STOP if signals.request or time_left() <= 0 else 0
 
-        if not _prepare(sweep, task, False, request, bar):
+        if not task.prepare(workers, say=bar.say, asked=request):
             return signals.request
-        while not request() and (job := board.take(lambda config: config)) is not None:
-            bar.show(board.progress())
-            try:
-                say = telling(int(job["number"]), bar.say)
-                outcome = train_trial(job, num_workers=1, on_gpu=on_gpu, request=request, say=say)
-            except HaiError as error:
-                outcome = failure(error)
-            board.ended(int(job["number"]), outcome)
+        with saving(request, bar.say) as asked:
+            while not request() and (job := board.take(lambda config: config)) is not None:
+                bar.show(board.progress())
+                try:
+                    say = telling(int(job["number"]), bar.say)
+                    outcome = train_trial(job, num_workers=1, on_gpu=on_gpu, request=asked, say=say)
+                except Exception as error:  # the next trial's values may be better
+                    outcome = failure(error)
+                board.ended(int(job["number"]), outcome)
         return signals.request

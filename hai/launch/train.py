@@ -24,12 +24,13 @@ from hai.launch.bar import TrainingBar
 from hai.launch.plan import Outcome, Plan, located
 from hai.live import build_console
 from hai.provenance import provenance
+from hai.sweep.folder import SWEEP
 from hai.types import Record
 
 if TYPE_CHECKING:
     from hai.tasks.base import Datasets, Task
 
-__all__ = ["read_data", "run_embedding", "run_training"]
+__all__ = ["read_data", "refuse_name", "run_embedding", "run_training"]
 
 _INTERRUPTED, _UNSAVED, _MOST_NOTES = 3, 2, 20
 
@@ -73,6 +74,7 @@ def run_training(
 def _train(config: RunConfig, resume: str | None, restart: bool, wait_for_upload: bool, bar: TrainingBar) -> int:
     storage, name = str(config.storage), str(config.name)
     check_storage(storage)
+    refuse_name(locate(storage, name), name, SWEEP)
     if not restart:
         _refuse_changes(locate(storage, name), config)
     if resume is not None:
@@ -210,6 +212,19 @@ def _stored(location: Location, name: str) -> bytes | None:
     if content is None and (location.path / name).exists():
         content = (location.path / name).read_bytes()
     return content
+
+
+def refuse_name(location: Location, name: str, file: str) -> None:
+    """Raise ConfigError where the name is taken by a sweep, for a run, or by a run, for a sweep.
+
+    Args:
+        location: of what is to begin.
+        name: that it is to have.
+        file: what the other kind has in its folder: run.yaml or sweep.yaml.
+    """
+    if _stored(location, file) is not None:
+        there, here = ("run", "sweep") if file == CONFIG else ("sweep", "run")
+        raise ConfigError(f"{name} is a {there}; --name NAME starts a {here} beside it")
 
 
 def _refuse_changes(location: Location, config: RunConfig) -> None:

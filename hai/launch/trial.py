@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+from hai.checkpoint.format import step_of
 from hai.checkpoint.owner import Owner
 from hai.checkpoint.reach import reach
-from hai.checkpoint.records import METRICS, parse_records
+from hai.checkpoint.records import LOG, METRICS, parse_records
 from hai.checkpoint.remote import Location, locate
 from hai.config.schema import RunConfig
 from hai.errors import CheckpointError, ConfigError, HaiError, NonFiniteError
 from hai.launch.plan import Plan
+from hai.masking import without_secrets
 from hai.types import Record
 
 __all__ = ["failure", "telling", "train_trial"]
@@ -62,9 +65,13 @@ def train_trial(
             from hai.launch.ray_train import train_on_ray
 
             summary = train_on_ray(config, plan, say=say, show=lambda _: None, request=request).summary
-    evaluations = _evaluations(location, job["metric"], is_here=num_workers == 1)
-    best_step = int((summary.get("best") or {"step": -1})["step"])
-    values = {step: value for step, _, value in evaluations}
+    parent = step_of(job["resume"].rpartition("/")[2]) or 0 if job["resume"] else 0
+    evaluations = _evaluations(location, job["metric"], after=parent, is_here=num_workers == 1)
+    last = evaluations[-1][2] if evaluations else None
+    best_step = int((summary.get("best") or {"step": 0})["step"])
+    value = {step: value for step, _, value in evaluations}.get(best_step)
+    if 0 < best_step <= parent:  # the parent's, whose checkpoint is not here: the newest one stands for this run
+        value = last
     until, status = job["until_epoch"], str(summary["status"])
     if status == "interrupted" and until is not None and evaluations and evaluations[-1][1] >= until - 1e-9:
         status = "paused"
@@ -72,8 +79,8 @@ def train_trial(
         "status": status,
         "step": int(summary["step"]),
         "seconds": time.monotonic() - start,
-        "value": values.get(best_step),
-        "last": evaluations[-1][2] if evaluations else None,
+        "value": value,
+        "last": last,
         "history": [[step, value] for step, _, value in evaluations],
         "error": "",
     }
@@ -89,13 +96,16 @@ def telling(number: int, say: Callable[[str], None]) -> Callable[[str], None]:
     return tell
 
 
-def failure(error: HaiError) -> Record:
-    """Write an error as the outcome of a piece.
+def failure(error: Exception) -> Record:
+    """Write an error as the outcome of a piece; one that is not for the user to mend with its traceback.
 
     Only of NaN and Inf the trial's values are the cause for certain. Anything else, such as weights that could not be
     fetched or memory that ran out, may be mended when the sweep goes on.
     """
-    return {"status": "failed", "error": str(error), "may_retry": not isinstance(error, NonFiniteError)}
+    text = str(error)
+    if not isinstance(error, HaiError):
+        text = f"{type(error).__name__}: {text}\n{''.join(traceback.format_exception(error))}"
+    return {"status": "failed", "error": without_secrets(text), "may_retry": not isinstance(error, NonFiniteError)}
 
 
 def _train_here(plan: Plan, on_gpu: bool, request: Callable[[], int], say: Callable[[str], None]) -> Record:
@@ -115,7 +125,7 @@ def _train_here(plan: Plan, on_gpu: bool, request: Callable[[], int], say: Calla
 
 @contextlib.contextmanager
 def _owned(location: Location, say: Callable[[str], None]) -> Any:
-    """Own a trial's folder for the length of the block."""
+    """Own a trial's folder for the length of the block; an error that is not for the user to mend goes to its log."""
     owner, deadline = Owner(location, say), time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
@@ -127,12 +137,18 @@ def _owned(location: Location, say: Callable[[str], None]) -> Any:
             time.sleep(0.5)
     try:
         yield attempt
+    except HaiError:
+        raise
+    except Exception:
+        with contextlib.suppress(OSError), open(location.path / LOG, "a", encoding="utf-8") as log:
+            log.write(without_secrets(traceback.format_exc()))
+        raise
     finally:
         owner.release()
 
 
-def _evaluations(location: Location, metric: str, *, is_here: bool) -> list[tuple[int, float, float]]:
-    """Read (step, epoch, metric) of every evaluation of a run.
+def _evaluations(location: Location, metric: str, *, after: int, is_here: bool) -> list[tuple[int, float, float]]:
+    """Read (step, epoch, metric) of every evaluation of a run after a step.
 
     Raises:
         ConfigError: the evaluations have no such metric.
@@ -150,5 +166,5 @@ def _evaluations(location: Location, metric: str, *, is_here: bool) -> list[tupl
     return [
         (int(record["step"]), float(record["epoch"]), float(record[key]))
         for record in records
-        if isinstance(record.get(key), int | float) and math.isfinite(record[key])
+        if isinstance(record.get(key), int | float) and math.isfinite(record[key]) and int(record["step"]) > after
     ]

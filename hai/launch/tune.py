@@ -12,7 +12,6 @@ import os
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -26,7 +25,9 @@ from hai.config.sweep import SweepSettings
 from hai.errors import HaiError
 from hai.launch.board import Board
 from hai.launch.cluster import connected, forwarded
+from hai.launch.leaving import move
 from hai.launch.mailbox import POLL_SECONDS, Asked, Mailbox
+from hai.launch.preemption import saving
 from hai.launch.room import GROWS_TO, Room, machines_of, room_for
 from hai.launch.signals import StopSignals
 from hai.launch.trial import failure, telling, train_trial
@@ -166,22 +167,26 @@ def _trial(job: Record, mailbox: Any = None, room: Room | None = None, environme
     assert room is not None
     os.environ.update(environment or {})
     record = json.loads(job["job"])
-    asked = Asked(mailbox)
+    number, asked = record["number"], Asked(mailbox)
+
+    def say(line: str) -> None:
+        mailbox.put.remote("say", line)
+
+    def tell(line: str) -> None:
+        say(f"trial {number}: {line}")
+
     asked.start()
-    mailbox.put.remote("started", record["number"])
+    mailbox.put.remote("started", number)
+    is_alone = room.workers == 1  # the workers of a group answer notices themselves
     try:
-        outcome = train_trial(
-            record,
-            num_workers=room.workers,
-            on_gpu=room.gpus > 0,
-            request=asked.request,
-            say=telling(record["number"], lambda line: mailbox.put.remote("say", line)),
-        )
+        with saving(asked.request, tell, is_first=is_alone, leave=lambda gone: move(gone, tell)) as request:
+            outcome = train_trial(
+                record, num_workers=room.workers, on_gpu=room.gpus > 0, request=request, say=telling(number, say)
+            )
     except HaiError as error:  # the user's to mend: starting it again would not help
         outcome = failure(error)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-        ray.get(mailbox.put.remote("trouble", [record["number"], text]))
+        ray.get(mailbox.put.remote("trouble", [number, failure(error)["error"]]))
         raise  # Tune starts the trial again in a fresh process, and it resumes
     finally:
         asked.end()

@@ -6,6 +6,7 @@ then. Whoever carries out the pieces (Ray Tune does) decides nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -269,13 +270,14 @@ class Strategy:
 
 
 def _rungs(sweep: Sweep, epochs: float) -> list[float]:
-    """List the epochs at which trials are compared, before their end."""
-    settings = sweep.settings
+    """List the epochs at which trials are compared, before their end: each that of an evaluation, none twice."""
+    settings, every = sweep.settings, sweep.base.train.eval_every_epochs
     rungs: list[float] = []
     if settings.scheduler == "asha":
         rung = settings.first_rung_epochs
-        while rung < epochs:
-            rungs.append(rung)
+        while (evaluated := every * math.ceil(rung / every - 1e-9)) < epochs:
+            if evaluated not in rungs:
+                rungs.append(evaluated)
             rung *= settings.reduction
     elif settings.scheduler == "pbt":
         rungs = [

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 
 import hai
 from hai.checkpoint.remote import locate
 from hai.config.sweep import load_sweep
+from hai.distributed import Workers
 from hai.errors import ConfigError, NonFiniteError, StorageError
 from hai.launch import trial as trials
 from hai.launch.board import Board
+from hai.launch.plan import Plan
+from hai.launch.sweep import _train_here
 from hai.sweep.folder import SweepFolder
 from hai.sweep.strategy import Strategy
-from hai.types import Record
+from hai.tasks.ranker import RankerTask
+from hai.types import SAVE, Record
 
 SWEEP = """
 task: ranker
@@ -76,6 +82,26 @@ def test_trials_are_compared_on_the_same_data(sweep: Path, trained: list[int], t
     assert trained == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("on_url", [False, True])
+def test_a_run_and_a_sweep_do_not_share_a_name(sweep: Path, trained: list[int], tmp_path: Path, on_url: bool) -> None:
+    storage = f"memory://{tmp_path.name}" if on_url else str(tmp_path / "kept")
+    files, root = fsspec.core.url_to_fs(storage)
+    run = tmp_path / "run.yaml"
+    run.write_text(sweep.read_text(encoding="utf-8").partition("space:")[0], encoding="utf-8")
+    files.makedirs(f"{root}/taken")
+    files.put_file(str(run), f"{root}/taken/run.yaml")
+    with pytest.raises(ConfigError, match=r"^taken is a run; --name NAME starts a sweep beside it$"):
+        hai.tune(sweep, name="taken", storage=storage)
+    assert [name.rpartition("/")[2] for name in files.find(f"{root}/taken")] == ["run.yaml"]
+    assert hai.tune(sweep, storage=storage).best
+    left = files.find(f"{root}/heads")
+    for restart in (False, True):
+        with pytest.raises(ConfigError, match=r"^heads is a sweep; --name NAME starts a run beside it$"):
+            hai.train(run, name="heads", storage=storage, restart=restart)
+    assert files.find(f"{root}/heads") == left
+    assert hai.tune(sweep, storage=storage).status == "finished"
+
+
 def test_a_metric_that_no_evaluation_has_is_refused_before_a_trial(
     sweep: Path, trained: list[int], tmp_path: Path
 ) -> None:
@@ -102,6 +128,61 @@ def test_what_may_be_mended_is_tried_again_when_the_sweep_goes_on(
     sweep_of = hai.tune(sweep, storage=tmp_path)
     assert (again, [trial.status for trial in sweep_of.trials]) == ([1], ["finished", "finished", "failed"])
     assert "trial 1 failed (gs://bucket: does not answer); trying it again" in "".join(capsys.readouterr())
+
+
+def test_an_error_that_nobody_foresaw_costs_its_trial_alone(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(plan: Plan, *_: object) -> Record:
+        if len(started := [*tmp_path.glob("heads/trials/*")]) == 2:
+            raise KeyError("s3://user:canary-secret@bucket/x")
+        return {"status": "finished", "step": 6 + len(started)}
+
+    monkeypatch.setattr(trials, "_train_here", train)
+    monkeypatch.setattr(trials, "_evaluations", lambda *_, **__: [(1, 1.0, 0.5)])
+    with pytest.raises(ConfigError, match="no trial has a value"):  # none has a best checkpoint
+        hai.tune(sweep, storage=tmp_path)
+    folder = SweepFolder(locate(str(tmp_path), "heads"), "", print)
+    first, broken, last = folder.load_trials()
+    assert (first.status, broken.status, last.status) == ("finished", "failed", "finished")
+    assert broken.may_retry
+    log = (tmp_path / "heads" / broken.folder / "log.txt").read_text(encoding="utf-8")
+    for text in (broken.error, log):
+        assert "Traceback (most recent call last)" in text
+        assert "KeyError: 's3://***@bucket/x'" in text
+    assert folder.load_summary()["num_failed"] == 1
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_in_this_process_features_are_computed_where_trials_train(sweep: Path, on_gpu: bool) -> None:
+    asked: list[str] = []
+
+    class Task:
+        def prepare(self, workers: Workers, **_: object) -> bool:
+            asked.append(workers.device.type)
+            return False
+
+    loaded = load_sweep(sweep, [f"scale.use_gpu={on_gpu}"])
+    assert _train_here(None, loaded, Task(), lambda: 1.0, SimpleNamespace(say=print)) == 0  # type: ignore[arg-type]
+    assert asked == ["cuda" if on_gpu else "cpu"]
+
+
+def test_in_this_process_a_notice_is_answered_with_a_checkpoint(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def train_trial(job: Record, *, request: Callable[[], int], **_: object) -> Record:
+        (tmp_path / "leave").touch()
+        while job["number"] == 0 and not asked:
+            asked.extend(filter(None, [request()]))
+        asked.extend(filter(None, [request()]))
+        return {"status": "finished", "step": 6, "value": 0.5}
+
+    monkeypatch.setenv("HAI_NOTICE_FILE", str(tmp_path / "leave"))
+    monkeypatch.setattr(trials, "train_trial", train_trial)
+    assert hai.tune(sweep, storage=tmp_path).status == "finished"
+    assert asked == [SAVE]
 
 
 def test_trouble_at_the_end_leaves_a_sweep_that_goes_on(
@@ -167,6 +248,25 @@ def test_too_little_time_is_called_that(sweep: Path, tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError, match="no trial has a value\nthe time limit came before the first evaluation"):
         hai.tune(sweep, "sweep.time_limit_minutes=1e-9", storage=tmp_path)
     assert status(tmp_path) == "interrupted"
+
+
+def test_a_trial_that_went_on_from_another_has_no_credit_for_what_that_had_reached(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of real trainings whose every evaluation comes out worse than the one before, whoever makes it."""
+    values = itertools.count(-1, -1)
+    metrics = RankerTask.metrics
+    monkeypatch.setattr(
+        RankerTask, "metrics", lambda task, found: {**metrics(task, found), task.metric: 0.9 + next(values) / 100}
+    )
+    pbt = ["sweep.scheduler=pbt", "sweep.include_base=false", "train.max_epochs=2", "scale.cpus_per_worker=1"]
+    found = hai.tune(sweep, *pbt, "sweep.evaluate_test=false", storage=tmp_path)
+    first, second, child = found.trials
+    assert child.parent == f"{first.id}/step_{first.history[0][0]:08d}"
+    assert [trial.value for trial in found.trials] == [trial.history[0][1] for trial in found.trials]
+    assert [step for step, _ in child.history] == [2 * first.history[0][0]]
+    assert child.value < second.value < first.value
+    assert found.best_checkpoint.endswith(first.id)
 
 
 def test_of_a_trials_lines_those_are_passed_on_that_people_must_know() -> None:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from hai.config.schema import ScaleConfig
 from hai.config.sweep import SweepSettings
 from hai.errors import ConfigError
+from hai.launch import preemption, tune
 from hai.launch.board import params_text
 from hai.launch.room import GROWS_TO, Machine, Room, machines_of, num_workers_in, room_for
+from hai.types import SAVE, Record
 
 ONE_T4 = [Machine(2, 1)]
 LAPTOP = [Machine(8, 0)]
@@ -80,3 +88,41 @@ def test_values_are_named_as_briefly_as_they_can_be() -> None:
         "learning_rate 0.001235, name compact"
     )
     assert params_text({"optim.name": "sgd", "model.name": "compact"}) == "optim.name sgd, model.name compact"
+
+
+def test_a_trial_whose_machine_is_taken_away_saves_first_and_then_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notice, is_saved, moved = tmp_path / "leave", threading.Event(), threading.Event()
+    letters: list[tuple[str, object]] = []
+    reports: list[Record] = []
+
+    def move(gone: float, tell: object) -> None:
+        assert is_saved.is_set()
+        assert gone > 0
+        moved.set()
+
+    def train(record: Record, **given: object) -> Record:
+        request = given["request"]
+        assert request() == 0
+        notice.touch()
+        while (asked := request()) == 0:
+            time.sleep(0.01)
+        assert asked == SAVE
+        is_saved.set()
+        assert request() == 0  # once for a notice
+        assert moved.wait(30)
+        return {"status": "finished"}
+
+    monkeypatch.setenv(preemption.NOTICE_FILE, str(notice))
+    monkeypatch.setattr(preemption, "_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(tune, "train_trial", train)
+    monkeypatch.setattr(tune, "move", move)
+    monkeypatch.setattr(tune, "Asked", lambda _: SimpleNamespace(start=int, end=int, request=int))
+    monkeypatch.setattr(tune.tune, "report", reports.append)
+    mailbox = SimpleNamespace(put=SimpleNamespace(remote=lambda *letter: letters.append(letter)))
+    room = Room(workers=1, cpus=1, gpus=0.0, trials=1)
+    tune._trial({"job": json.dumps({"number": 7})}, mailbox=mailbox, room=room)
+    told = "trial 7: the cluster: this machine will be taken away in 15 s: saving a checkpoint"
+    assert letters == [("started", 7), ("say", told)]
+    assert [json.loads(report["outcome"]) for report in reports] == [{"status": "finished"}]

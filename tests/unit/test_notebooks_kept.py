@@ -69,6 +69,12 @@ def test_configs_in_the_form_are_here(path):
     assert all((ROOT / config).is_file() for config in json.loads(FIELD.fullmatch(line)[4]))
 
 
+def test_by_default_they_do_not_share_a_name():
+    forms = [cells(path, "code")[0]["text"] for path in NOTEBOOKS]
+    names = [re.search(r'^NAME = "(.+?)"', form, re.MULTILINE)[1] for form in forms]
+    assert names == ["demo", "demo-sweep"]
+
+
 def fetch_code(path: Path, code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run what a notebook does in Colab to get the code from a git address, up to importing it."""
     (cell,) = [cell["text"] for cell in cells(path, "code") if cell["id"] == "code"]

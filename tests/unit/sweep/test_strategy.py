@@ -135,6 +135,32 @@ def test_asha_gives_most_to_the_best(make, at_once: int) -> None:
     assert best.value == peak
 
 
+@pytest.mark.parametrize(
+    ("first", "every", "end", "rungs"),
+    [
+        (1, 1, 27, [1, 3, 9]),
+        (1, 10, 81, [10, 30]),  # 1, 3 and 9 are one comparison
+        (1, 2, 27, [2, 4, 10]),
+        (1, 10, 10, []),  # the first evaluation is the last
+        (0.1, 0.1, 2.5, [0.1, 0.3, 0.9]),
+        (1, 0.4, 2.5, [1.2]),  # max_steps ends it in the middle of an epoch
+    ],
+)
+def test_asha_compares_where_trials_are_evaluated_and_once_there(
+    make, first: float, every: float, end: float, rungs: list[float]
+) -> None:
+    sweep = make("asha", 27, more=f"first_rung_epochs: {first}, include_base: false")
+    train = sweep.base.train.model_copy(update={"eval_every_epochs": every})
+    strategy = Strategy(replace(sweep, base=sweep.base.model_copy(update={"train": train})), end)
+    job, found = strategy.next_job([]), []
+    while job is not None and job.until_epoch is not None:
+        found.append(job.until_epoch)
+        passed = strategy.settled(job.trial, Outcome("paused", len(found), value=0.5))
+        others = [replace(passed, number=number, value=0.1, rungs=[0.1] * len(found)) for number in range(2, 28)]
+        job = strategy.next_job([passed, *others])
+    assert found == pytest.approx(rungs)
+
+
 def test_asha_ends_even_if_too_few_are_left_for_a_promotion(make) -> None:
     trials = Paper(make("asha", 2)).run()
     assert [trial.status for trial in trials].count("finished") == 2  # the base and the better one
