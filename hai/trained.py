@@ -46,7 +46,7 @@ class Trained:
     Args:
         config: of the run that trained it, with the image size that the network takes.
         checkpoint: what was loaded, without its tensors.
-        run: folder or URL of the run that the checkpoint belongs to.
+        run: folder or URL of the run that the checkpoint belongs to; of one that holds its run.yaml, its own.
         threshold: on P(fake), chosen in training.
         temperature: divides logits.
     """
@@ -171,7 +171,7 @@ def load_trained(reference: str, device: torch.device, overrides: Sequence[str] 
         device=device,
         config=config,
         checkpoint=replace(checkpoint, model={}, state={}),
-        run=_run_of(reference, checkpoint.path.name),
+        run=_run_of(reference, checkpoint.path, config_file),
         threshold=fitted.threshold,
         temperature=fitted.temperature,
     )
@@ -201,9 +201,9 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(found)
 
 
-def _run_of(reference: str, checkpoint: str) -> str:
-    """Name the run of a reference: the reference itself, or what its checkpoint folder lies in."""
+def _run_of(reference: str, checkpoint: Path, config_file: Path) -> str:
+    """Name the run of a reference: the reference itself, or of a checkpoint without a run.yaml what it lies in."""
     run = reference.rstrip("/") if is_bucket(reference) else str(local_folder(reference))
-    if Path(run).name != checkpoint:
+    if Path(run).name != checkpoint.name or config_file.parent == checkpoint:
         return run
     return re.sub(r"/checkpoints$", "", run.rpartition("/")[0])
