@@ -49,7 +49,8 @@ class Prediction(NamedTuple):
 class Detector:
     """A model with the weights of a checkpoint: `detector([...])` is the probability of fake of each image.
 
-    Scores are those of `hai predict`. Files are read in threads.
+    Scores are those of `hai predict`. Files are read in threads of this process, which a video that crashes the decoder
+    takes down with it; `hai predict` lists such a video.
 
     Args:
         trained: the model.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["score_rows"]
 
 _FEW: Final = 4
-"""Files with videos or faces that are read without starting processes for them."""
+"""Images with faces that are read without starting processes for them."""
 _AHEAD: Final = 2
 """Batches waiting for each device."""
 
@@ -62,7 +62,7 @@ def score_rows(
         flip: average with the mirrored picture.
         seconds: time there is.
         devices: where to compute; None: on every GPU there is.
-        in_processes: read files in processes; None: where that is worth their start.
+        in_processes: read files in processes; None: where a video might crash its decoder, or it is worth their start.
         show: takes (done, total) files.
 
     Returns:
@@ -76,7 +76,7 @@ def score_rows(
     videos = [key for key in todo if is_video(rows[key].source)]
     heavy = todo if view.cut is not None else videos
     if in_processes is None:
-        in_processes = len(heavy) > _FEW or (bool(heavy) and math.isfinite(seconds))
+        in_processes = bool(videos) or len(heavy) > _FEW or (bool(heavy) and math.isfinite(seconds))
     devices = devices or all_devices()
     plan = Plan(
         frames,
