@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hai.checkpoint.records import save_text
-from hai.data.images import decode_image, fit_image
+from hai.data.images import decode_image, fit_image, rgb_pixels
 from hai.errors import ConfigError, DataError
 from hai.predict import check_output, find_files, load_picture, num_threads
 from hai.progress import progress_bar
@@ -210,10 +210,8 @@ class _Job:
 def _pixels(image: Image, layout: Layout) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         return load_picture(Path(image), layout)
-    decoded = decode_image(image, layout.max_megapixels) if isinstance(image, bytes) else np.asarray(image)
-    if decoded.ndim != 3 or decoded.shape[2] != 3 or decoded.dtype != np.uint8:
-        raise DataError(f"pixels are {decoded.dtype} {list(decoded.shape)}; must be uint8 [height, width, 3], RGB")
-    return fit_image(decoded, layout.size, layout.geometry)
+    pixels = decode_image(image, layout.max_megapixels) if isinstance(image, bytes) else rgb_pixels(image)
+    return fit_image(pixels, layout.size, layout.geometry)
 
 
 def _jobs(images: Iterable[Image], layout: Layout) -> Iterator[_Job]:

@@ -28,7 +28,7 @@ from hai.models.encoder import rounded_image_size
 from hai.models.scorer import build_scorer
 from hai.types import Record
 
-__all__ = ["Layout", "Trained", "best_device", "crop_settings_of", "load_trained"]
+__all__ = ["Layout", "Trained", "best_device", "crop_settings_of", "load_trained", "use_full_precision"]
 
 
 class Layout(NamedTuple):
@@ -46,7 +46,7 @@ class Trained:
     Args:
         config: of the run that trained it, with the image size that the network takes.
         checkpoint: what was loaded, without its tensors.
-        run: folder or URL of the run that the checkpoint belongs to.
+        run: folder or URL of the run that the checkpoint belongs to; of one that holds its run.yaml, its own.
         threshold: on P(fake), chosen in training.
         temperature: divides logits.
     """
@@ -58,6 +58,11 @@ class Trained:
     run: str
     threshold: float
     temperature: float
+
+    def __post_init__(self) -> None:
+        """Ask CUDA for full precision."""
+        if self.device.type == "cuda":
+            use_full_precision()
 
     @property
     def layout(self) -> Layout:
@@ -113,16 +118,20 @@ def crop_settings_of(checkpoint: Checkpoint) -> CropSettings | None:
 
 
 def best_device() -> torch.device:
-    """Choose where to compute: a CUDA GPU, else Apple's, else the CPU; CUDA is told to compute in full precision."""
+    """Choose where to compute: a CUDA GPU, else Apple's, else the CPU."""
     if torch.cuda.is_available():
-        if hasattr(torch.backends.cudnn, "conv"):  # with TF32 scores differ by batch
-            torch.backends.cudnn.conv.fp32_precision = "ieee"
-            torch.backends.cuda.matmul.fp32_precision = "ieee"
-        else:  # torch before 2.9, which packages for contests also run on
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def use_full_precision() -> None:
+    """Tell CUDA to compute in full precision; with TF32 a score depends on its batch."""
+    if hasattr(torch.backends.cudnn, "conv"):
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+    else:  # torch before 2.9, which packages for contests also run on
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def load_trained(reference: str, device: torch.device, overrides: Sequence[str] = ()) -> Trained:
@@ -163,7 +172,7 @@ def load_trained(reference: str, device: torch.device, overrides: Sequence[str] 
         device=device,
         config=config,
         checkpoint=replace(checkpoint, model={}, state={}),
-        run=_run_of(reference, checkpoint.path.name),
+        run=_run_of(reference, checkpoint.path, config_file),
         threshold=fitted.threshold,
         temperature=fitted.temperature,
     )
@@ -193,9 +202,9 @@ def _fill(model: nn.Module, checkpoint: Checkpoint) -> None:
     model.load_state_dict(found)
 
 
-def _run_of(reference: str, checkpoint: str) -> str:
-    """Name the run of a reference: the reference itself, or what its checkpoint folder lies in."""
+def _run_of(reference: str, checkpoint: Path, config_file: Path) -> str:
+    """Name the run of a reference: the reference itself, or of a checkpoint without a run.yaml what it lies in."""
     run = reference.rstrip("/") if is_bucket(reference) else str(local_folder(reference))
-    if Path(run).name != checkpoint:
+    if Path(run).name != checkpoint.name or config_file.parent == checkpoint:
         return run
     return re.sub(r"/checkpoints$", "", run.rpartition("/")[0])

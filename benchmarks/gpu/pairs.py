@@ -19,7 +19,7 @@ from hai.models.scorer import build_scorer
 from hai.precision import precision_on
 from hai.ranking import BATCH_SIZE
 from hai.tasks.ranker import RankerTask
-from hai.trained import best_device
+from hai.trained import use_full_precision
 
 __all__ = ["run"]
 
@@ -91,7 +91,7 @@ def full_precision() -> Iterator[None]:
     """Compute in full precision, as a server does, and as before afterwards."""
     convolution, product = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = convolution.fp32_precision, product.fp32_precision
-    best_device()
+    use_full_precision()
     try:
         yield
     finally:

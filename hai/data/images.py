@@ -88,12 +88,17 @@ def decode_image(data: bytes, max_megapixels: float = 40.0) -> NDArray[np.uint8]
         raise DataError(f"cannot be decoded: {reason}") from None
 
 
-def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Turn an image of Pillow's into what `decode_image` makes of its file, [H, W, 3].
+def rgb_pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Turn an image of Pillow's, or pixels in RGB, into what `decode_image` makes of its file, [H, W, 3].
 
     Raises:
         DataError: it cannot be; the text is the reason alone.
     """
+    if not isinstance(image, Image.Image):
+        pixels = np.asarray(image)
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+            raise DataError(f"pixels are {pixels.dtype} {list(pixels.shape)}; must be uint8 [height, width, 3], RGB")
+        return np.ascontiguousarray(pixels)  # torch refuses negative strides, such as those of bgr[:, :, ::-1]
     _quiet_pillow()
     try:
         return _to_rgb(_upright(image))

@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from hai.data.images import rgb_pixels
 from hai.errors import ConfigError, DataError
-from hai.predict.files import Row, Source, is_ready_crop
+from hai.predict.files import Row, is_ready_crop
 from hai.predict.run import option_faults, probability_at, view_for
 from hai.types import LABELS
 
@@ -49,7 +49,8 @@ class Prediction(NamedTuple):
 class Detector:
     """A model with the weights of a checkpoint: `detector([...])` is the probability of fake of each image.
 
-    Scores are those of `hai predict`. Files are read in threads.
+    Scores are those of `hai predict`. Files are read in threads of this process, which a video that crashes the decoder
+    takes down with it; `hai predict` lists such a video.
 
     Args:
         trained: the model.
@@ -152,17 +153,6 @@ def _row(image: Image, *, may_be_ready: bool) -> Row:
         path = Path(image)
         return Row(str(path), path, may_be_ready and is_ready_crop(path))
     try:
-        return Row("", _pixels(image))
+        return Row("", image if isinstance(image, bytes) else rgb_pixels(image))
     except DataError as error:
         return Row("", None, error=str(error))
-
-
-def _pixels(image: bytes | NDArray[np.uint8] | Pillow.Image) -> Source:
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, Pillow.Image):
-        return rgb_pixels(image)
-    pixels = np.asarray(image)
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or not pixels.size:
-        raise DataError(f"pixels are {pixels.dtype} {list(pixels.shape)}; must be uint8 [height, width, 3], RGB")
-    return pixels

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["score_rows"]
 
 _FEW: Final = 4
-"""Files with videos or faces that are read without starting processes for them."""
+"""Images with faces that are read without starting processes for them."""
 _AHEAD: Final = 2
 """Batches waiting for each device."""
 
@@ -62,7 +62,7 @@ def score_rows(
         flip: average with the mirrored picture.
         seconds: time there is.
         devices: where to compute; None: on every GPU there is.
-        in_processes: read files in processes; None: where that is worth their start.
+        in_processes: read files in processes; None: where a video might crash its decoder, or it is worth their start.
         show: takes (done, total) files.
 
     Returns:
@@ -76,7 +76,7 @@ def score_rows(
     videos = [key for key in todo if is_video(rows[key].source)]
     heavy = todo if view.cut is not None else videos
     if in_processes is None:
-        in_processes = len(heavy) > _FEW or (bool(heavy) and math.isfinite(seconds))
+        in_processes = bool(videos) or len(heavy) > _FEW or (bool(heavy) and math.isfinite(seconds))
     devices = devices or all_devices()
     plan = Plan(
         frames,
@@ -104,7 +104,7 @@ def score_rows(
         jobs(), view, in_processes=in_processes, num_workers=num_cores(), stop=plan.is_over
     )
     with Lanes(models, devices, flip=flip) as lanes, closing(found):
-        batches = _Batches(lanes, plan, lambda key, logits: _settle(rows[key], logits, how))
+        batches = _Batches(lanes, plan, lambda key, logits: _settle(rows[key], logits, how), deadline)
         for done, (job, pictures) in enumerate(found, 1):
             row = rows[job.key]
             plan.has_read(
@@ -118,7 +118,7 @@ def score_rows(
             if not row.error:
                 batches.add(job.key, pictures.pixels)
             show(done, len(todo))
-        batches.finish(deadline)
+        batches.finish()
     return plan
 
 
@@ -149,29 +149,33 @@ class _Batches:
         lanes: what scores them.
         plan: is told what waits and how long it took.
         settle: takes a key and the logits [M, N] of its pictures when all are there.
+        deadline: nothing is waited for any longer.
     """
 
-    def __init__(self, lanes: Lanes, plan: Plan, settle: Callable[[int, Floats], None]) -> None:
-        self._lanes, self._plan, self._settle = lanes, plan, settle
+    def __init__(self, lanes: Lanes, plan: Plan, settle: Callable[[int, Floats], None], deadline: float) -> None:
+        self._lanes, self._plan, self._settle, self._deadline = lanes, plan, settle, deadline
         self._pieces: list[tuple[int, int, NDArray[np.uint8]]] = []
         self._waiting: dict[Future[Scored], list[tuple[int, int, int]]] = {}
         self._logits: dict[int, Floats] = {}
         self._left: dict[int, int] = {}
 
     def add(self, key: int, pixels: NDArray[np.uint8]) -> None:
-        """Take the pictures [N, S, S, 3] of a file; returns when there is room for more."""
+        """Take the pictures [N, S, S, 3] of a file; returns when there is room for more, or no time."""
         self._left[key] = len(pixels)
         self._pieces.append((key, 0, pixels))
-        while sum(len(piece) for _, _, piece in self._pieces) >= self._lanes.batch_size:
-            self._submit()
-            self._collect(_AHEAD * self._lanes.num_lanes - 1)
+        self._submit_all(self._lanes.batch_size)
         self._collect(len(self._waiting))
 
-    def finish(self, deadline: float) -> None:
+    def finish(self) -> None:
         """Score what is left, as far as the time goes."""
-        while self._pieces:
+        self._submit_all(1)
+        self._collect(0)
+
+    def _submit_all(self, least: int) -> None:
+        """Submit batches while so many pictures are there, and time for one more batch."""
+        while sum(len(piece) for _, _, piece in self._pieces) >= least and not self._plan.is_over():
             self._submit()
-        self._collect(0, deadline)
+            self._collect(_AHEAD * self._lanes.num_lanes - 1)
 
     def _submit(self) -> None:
         batch, places, room = [], [], self._lanes.batch_size
@@ -186,14 +190,14 @@ class _Batches:
         self._waiting[self._lanes.submit(np.concatenate(batch))] = places
         self._plan.has_queued()
 
-    def _collect(self, most: int, deadline: float = math.inf) -> None:
+    def _collect(self, most: int) -> None:
         """Take what is scored; wait until at most so many batches are not."""
         while self._waiting:
-            patience = 0.0 if len(self._waiting) <= most else min(deadline - time.monotonic(), 3600.0)
+            patience = 0.0 if len(self._waiting) <= most else min(self._deadline - time.monotonic(), 3600.0)
             done = wait(self._waiting, timeout=max(patience, 0.0), return_when=FIRST_COMPLETED).done
             for future in done:
                 self._take(self._waiting.pop(future), future.result())
-            if not done and (len(self._waiting) <= most or time.monotonic() >= deadline):
+            if not done and (len(self._waiting) <= most or time.monotonic() >= self._deadline):
                 return
 
     def _take(self, places: list[tuple[int, int, int]], scored: Scored) -> None:

@@ -15,6 +15,7 @@ from trained_run import save_image, save_run
 from hai.checkpoint.store import RunFolder
 from hai.errors import CheckpointError, ConfigError, DataError
 from hai.evaluation import run_evaluation
+from hai.export import run_export
 from hai.metrics import detector_metrics
 from hai.predict import run_prediction
 
@@ -208,3 +209,14 @@ def test_run_on_a_bucket_is_read_and_written_there(run: Path, data: Path, capsys
     assert record["n"] == 6
     assert "memory://store/bright/evaluation/val/report.html" in capsys.readouterr().out
     assert b"Loss" in bucket.cat("/store/bright/evaluation/val/report.html")
+
+
+def test_exports_side_by_side_keep_their_own_evaluations(run: Path, data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run_export(str(run), "safetensors", str(tmp_path / name))
+        run_evaluation(str(tmp_path / name), str(data / "labels.csv"), split="val")
+    for name in ("a", "b"):
+        record = json.loads((tmp_path / name / "evaluation" / "val" / "evaluation.json").read_text(encoding="utf-8"))
+        assert record["checkpoint"]["path"] == str(tmp_path / name)
+        assert "image_size" in (tmp_path / name / "evaluation" / "val" / "report.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "evaluation").exists()

@@ -48,8 +48,9 @@ def test_a_file_its_bytes_and_its_pixels_have_the_same_score(run: Path, folder: 
     path = folder / "sub" / "1.png"
     pixels = np.asarray(Image.open(path))
     alone = next(load_ranker(run).score([path]))
-    many = list(load_ranker(str(run)).score([path.read_bytes(), folder / "sub" / "2.png", pixels, str(path)]))
-    assert alone == many[0] == many[2] == many[3]
+    turned = pixels[::-1].copy()[::-1]
+    many = list(load_ranker(str(run)).score([path.read_bytes(), folder / "sub" / "2.png", pixels, str(path), turned]))
+    assert alone == many[0] == many[2] == many[3] == many[4]
     assert alone != many[1]
     assert alone.tier in ("gold", "silver", "bronze")
     assert alone.spread > 0
@@ -57,8 +58,10 @@ def test_a_file_its_bytes_and_its_pixels_have_the_same_score(run: Path, folder: 
 
 def test_what_is_no_image_is_said(run: Path, folder: Path) -> None:
     ranker = load_ranker(run)
-    found = list(ranker.score([folder / "broken.jpg", folder / "gone.png", np.zeros((4, 4)), folder / "sub" / "0.png"]))
-    assert [bool(one.error) for one in found] == [True, True, True, False]
+    empty = np.zeros((0, 4, 3), np.uint8)
+    bad = [folder / "broken.jpg", folder / "gone.png", np.zeros((4, 4)), empty]
+    found = list(ranker.score([*bad, folder / "sub" / "0.png"]))
+    assert [bool(one.error) for one in found] == [True, True, True, True, False]
     assert found[2].error.startswith("pixels are float64 [4, 4]; must be uint8")
     with pytest.raises(DataError, match=r"broken.jpg: .*\n.*gone.png: cannot be read"):
         ranker.compare(folder / "broken.jpg", folder / "gone.png")

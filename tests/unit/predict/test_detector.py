@@ -46,8 +46,10 @@ def test_files_pixels_and_pillow_images_have_the_scores_of_the_command(run: Path
         assert (one.prediction, one.num_frames, one.num_faces) == (row["prediction"], int(row["num_frames"]), 0)
     picture = folder / "2.png"
     with Image.open(picture) as opened:
-        mixed = model([str(picture), picture.read_bytes(), np.array(Image.open(picture)), opened, picture])
-    assert mixed == pytest.approx(np.full(5, float(rows["2.png"]["probability_fake"])), abs=1e-5)
+        pixels = np.array(opened)
+        reversed_twice = pixels[:, :, ::-1].copy()[:, :, ::-1]
+        mixed = model([str(picture), picture.read_bytes(), pixels, reversed_twice, opened, picture])
+    assert mixed == pytest.approx(np.full(6, float(rows["2.png"]["probability_fake"])), abs=1e-5)
 
 
 def test_one_image_needs_no_list(run: Path, folder: Path) -> None:

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, Future
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
+from hai.faces import pool
+from hai.predict import ahead, score
+from hai.predict.files import Row
+from hai.predict.lanes import Scored
+from hai.predict.pictures import Job, Pictures, View
 from hai.predict.plan import Plan
 
 
@@ -110,3 +124,73 @@ def test_batches_that_wait_are_counted() -> None:
     assert not plan.is_over()  # 3 batches of 3 s
     plan.has_queued()
     assert plan.is_over()
+
+
+class AtOnce(Executor):
+    """Does what it is given at once: the readers are as far ahead of the model as they may be."""
+
+    def submit(self, work: Callable[..., Any], /, *given: Any, **_: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(work(*given))
+        return future
+
+
+class Device:
+    """Scores one batch after another, each in its time by the clock of a world."""
+
+    num_lanes, batch_size = 1, 16
+
+    def __init__(self, world: World, seconds: Callable[[int], float]) -> None:
+        self._world, self._seconds = world, seconds
+        self._free = 0.0
+        self._ends: dict[Future[Scored], tuple[float, Scored]] = {}
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, pixels: NDArray[np.uint8]) -> Future[Scored]:
+        seconds = self._seconds(len(self._ends))
+        self._free = max(self._free, self._world.now) + seconds
+        future: Future[Scored] = Future()
+        self._ends[future] = self._free, Scored(np.ones((1, len(pixels))), seconds)
+        return future
+
+    def wait(self, futures: Iterable[Future[Scored]], timeout: float, return_when: str) -> SimpleNamespace:
+        first = next(iter(futures))
+        end, scored = self._ends[first]
+        self._world.now = max(self._world.now, min(end, self._world.now + timeout))
+        if end > self._world.now:
+            return SimpleNamespace(done=set())
+        first.set_result(scored)
+        return SimpleNamespace(done={first})
+
+
+def frames_at_once(view: View, job: Job) -> Pictures:
+    return Pictures(np.zeros((job.frames, 2, 2, 3), np.uint8), num_read=job.frames)
+
+
+@pytest.mark.parametrize(
+    ("videos", "frames", "slow_from", "scored", "end"),
+    [(40, 16, 99, 9, 9.0), (40, 64, 99, 2, 9.0), (1, 640, 99, 0, 9.0), (1, 640, 4, 0, 10.0), (7, 16, 99, 7, 7.0)],
+)
+def test_what_was_read_waits_for_the_model_no_longer_than_the_limit(
+    videos: int, frames: int, slow_from: int, scored: int, end: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(reading=0, looking=0, scoring=0)
+    device = Device(world, lambda number: 1.0 if number < slow_from else 60.0)
+    monkeypatch.setattr(pool, "_started", lambda *_: AtOnce())
+    monkeypatch.setattr(ahead, "load_pictures", frames_at_once)
+    monkeypatch.setattr(score, "num_cores", lambda: 16)
+    monkeypatch.setattr(score, "Lanes", lambda *_, **__: device)
+    monkeypatch.setattr(score, "wait", device.wait)
+    monkeypatch.setattr(score, "Plan", partial(Plan, clock=lambda: world.now))
+    monkeypatch.setattr(score, "time", SimpleNamespace(monotonic=lambda: world.now))
+    rows = [Row(f"{number}.mp4", Path(f"{number}.mp4")) for number in range(videos)]
+    devices = [torch.device("cpu")]
+    score.score_rows(rows, [], View(2, "resize", 1.0), frames=frames, seconds=10.0, devices=devices, in_processes=True)
+    assert world.now == end
+    assert [len(row.logits) for row in rows].count(1) == scored
+    assert not any(row.error for row in rows)

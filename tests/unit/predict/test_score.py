@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -123,8 +124,9 @@ def test_threads_leave_torch_as_it_was(files: list[Path]) -> None:
 
 def dies_at_three(view: View, job: Job) -> Pictures:
     if job.key == 3:
+        assert multiprocessing.parent_process() is not None, "the command itself would end"
         os.abort()
-    return Pictures(np.full((1, 2, 2, 3), job.key, np.uint8))
+    return Pictures(np.full((1, view.size, view.size, 3), job.key, np.uint8))
 
 
 @pytest.mark.slow
@@ -136,6 +138,17 @@ def test_a_file_that_crashes_its_decoder_is_listed(monkeypatch: pytest.MonkeyPat
     found = dict(read_ahead(jobs, View(2, "resize", 1.0), in_processes=True, num_workers=2, stop=lambda: False))
     assert sorted(job.key for job in found) == list(range(8))
     assert [job.key for job, pictures in found.items() if pictures.error == CRASHED] == [3]
+
+
+@pytest.mark.slow
+def test_a_lone_video_that_crashes_its_decoder_is_listed(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hai.predict import ahead
+
+    monkeypatch.setattr(ahead, "load_pictures", dies_at_three)
+    rows = [Row(name, Path(name)) for name in ("0.png", "1.png", "2.png", "3.mp4")]
+    score_rows(rows, [trained], VIEW, frames=1)
+    assert [row.error for row in rows] == ["", "", "", CRASHED]
+    assert [len(row.logits) for row in rows] == [1, 1, 1, 0]
 
 
 @pytest.mark.slow
