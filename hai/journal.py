@@ -96,7 +96,7 @@ class Journal:
         if self._run is not None:
             with suppress(OSError):  # a full disk: appending will say so
                 truncate_after(self._run.path / METRICS, progress.step, known=progress.evaluations)
-        self._saved_step = progress.step if progress.step else -1
+        self._saved_step = progress.step if progress.step and choice["is_own"] else -1
         self._recorded_step = progress.step
         self._scaler_state = choice.get("meta", {}).get("scaler")
         return progress
@@ -108,6 +108,7 @@ class Journal:
             self._say(f"refused checkpoint {refusal.name}: {refusal.reason}")
         if checkpoint is not None and self._context.micro_batch_limit is None:  # else the deaths have their reason
             checkpoint = self._past_fatal_steps(run, checkpoint)
+        is_own = checkpoint is not None
         if checkpoint is None and self._context.resume:
             checkpoint, refusals = load_resumable(self._context.resume, report=self._say)
             self._take_over(checkpoint)
@@ -125,7 +126,7 @@ class Journal:
                 "the same images, labels, groups and splits; --restart begins anew, --name NAME keeps both"
             )
         self._say(f"resuming from {checkpoint.path.name} (sha256 {checkpoint.sha256[:12]}) on {self._group()}")
-        return {"meta": checkpoint.meta}, checkpoint.model, checkpoint.state
+        return {"meta": checkpoint.meta, "is_own": is_own}, checkpoint.model, checkpoint.state
 
     def _take_over(self, checkpoint: Checkpoint) -> None:
         """Make another run's checkpoint the beginning of this one."""
@@ -197,6 +198,8 @@ class Journal:
         share = -(-self._config.train.global_batch_size // self._workers.world_size)
         self._micro_batch_size = min(share, self._config.train.micro_batch_size or share)
         self._say_micro_batch()
+        if progress.step:
+            self.save()  # what comes from another run is kept here from the start
 
     def __enter__(self) -> Journal:
         """Be there until the run's files are closed."""

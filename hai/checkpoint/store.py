@@ -86,6 +86,7 @@ class RunFolder:
         self._begun = False
         self._saved = False
         self._permanent: set[str] = set()
+        self._best: str | None = None
         self._last_saved: str | None = None
         self._spoken_of: set[str] = set()
         self._uploader: Uploader | None = None
@@ -104,7 +105,7 @@ class RunFolder:
     ) -> bool:
         """Copy the tensors, and write the checkpoint in the background; waits only for the write before this one.
 
-        When `meta["best"]` is `{metric, value, step}` with this very step, best.json is pointed at the checkpoint.
+        best.json is made to agree with `meta["best"]`, `{metric, value, step}`, if the checkpoint of that step is here.
         A step that has a valid checkpoint is not written again: evaluate first, then save once.
 
         Args:
@@ -203,7 +204,7 @@ class RunFolder:
         folder = self.checkpoints / checkpoint_name(meta["step"])
         for free_more in (self._drop_refused, self._drop_superseded, None):
             try:
-                sha256 = write_checkpoint(folder, model, state, meta, permanent=permanent, confirm=self._confirm_owner)
+                write_checkpoint(folder, model, state, meta, permanent=permanent, confirm=self._confirm_owner)
                 break
             except OSError as error:
                 if error.errno not in _NO_SPACE or free_more is None:
@@ -213,14 +214,26 @@ class RunFolder:
         self._last_saved = datetime.now(UTC).isoformat(timespec="seconds")
         if permanent:
             self._permanent.add(folder.name)
-        best = meta.get("best")
-        if isinstance(best, dict) and best.get("step") == meta["step"]:
-            self._save_best(best, sha256)
+        self._point_at_best(meta.get("best"))
 
-    def _save_best(self, best: Record, sha256: str) -> None:
-        fields = {key: best.get(key) for key in ("metric", "value", "step")}
-        checkpoint = f"{CHECKPOINTS}/{checkpoint_name(best['step'])}"
-        records.save_json(self.path / records.BEST, {**fields, "checkpoint": checkpoint, "sha256": sha256})
+    def _point_at_best(self, best: object, remote: Remote | None = None) -> None:
+        """Make best.json agree with what the state remembers, if that checkpoint is here, or on the storage given."""
+        step = best.get("step") if isinstance(best, dict) else None
+        if not isinstance(best, dict) or not isinstance(step, int):
+            return
+        name, path = checkpoint_name(step), self.path / records.BEST
+        self._best, found = name, records.load_json(path) or {}
+        with contextlib.suppress(CheckpointError), self._spoken("best.json"):
+            if (self.checkpoints / name).exists():
+                sha256 = load_manifest(self.checkpoints / name).sha256
+            elif remote is not None and found.get("step") != step:
+                sha256 = persist(remote, partial(load_remote_manifest, remote, name))[0].sha256
+            else:
+                return
+            fields = {key: best.get(key) for key in ("metric", "value", "step")}
+            record = {**fields, "checkpoint": f"{CHECKPOINTS}/{name}", "sha256": sha256}
+            if found != record:
+                records.save_json(path, record)
 
     def _confirm_owner(self) -> None:
         if not self._may_write():
@@ -246,12 +259,13 @@ class RunFolder:
         ordered = sorted(names, key=lambda name: step_of(name) or 0, reverse=True)
         number = self._keep if self._saved else len(ordered)  # who has saved nothing has nothing to prune
         newest, older = ordered[:number], ordered[number:]
-        best = self._best_name()
-        return [*newest, *(n for n in older if n == best), *(n for n in older if n != best and n in self._permanent)]
+        best = self._best_names()
+        return [*newest, *(n for n in older if n in best), *(n for n in older if n in self._permanent - best)]
 
-    def _best_name(self) -> str | None:
-        best = records.load_json(self.path / records.BEST)
-        return str(best["checkpoint"]).rpartition("/")[2] if best and "checkpoint" in best else None
+    def _best_names(self) -> set[str]:
+        """Name what best.json points at, and what it will when it can be written again."""
+        best = records.load_json(self.path / records.BEST) or {}
+        return {str(best.get("checkpoint")).rpartition("/")[2], str(self._best)}
 
     def _prune(self) -> None:
         in_flight = self._uploader.in_flight if self._uploader is not None else None
@@ -265,7 +279,7 @@ class RunFolder:
 
     def _drop_superseded(self) -> None:
         """Make room: of the checkpoints that may go, leave only the newest valid one."""
-        spared: set[str | None] = {self._best_name(), *self._permanent}
+        spared = self._best_names() | self._permanent
         whole = False
         for name in self.names():
             if whole and name not in spared:
@@ -319,20 +333,12 @@ class RunFolder:
 
     def _repair_best(self, checkpoint: Checkpoint | None) -> None:
         """Point best.json at what the resumed state remembers: it may be lost, or of a step that never was."""
-        path = self.path / records.BEST
         best = checkpoint.meta.get("best") if checkpoint is not None else None
-        if not isinstance(best, dict):
-            path.unlink(missing_ok=True)
-            return
-        found = records.load_json(path) or {}
-        if found.get("step") == best.get("step"):
-            return
-        with contextlib.suppress(CheckpointError), self._spoken("best.json"):
-            name = checkpoint_name(best["step"])
-            if (self.checkpoints / name).exists():
-                self._save_best(best, load_manifest(self.checkpoints / name).sha256)
-            elif (remote := self.location.remote) is not None:
-                self._save_best(best, persist(remote, lambda: load_remote_manifest(remote, name))[0].sha256)
+        if isinstance(best, dict):
+            self._point_at_best(best, self.location.remote)
+        else:
+            self._best = None
+            (self.path / records.BEST).unlink(missing_ok=True)
 
     # Beginning
 

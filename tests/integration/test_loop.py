@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -17,6 +18,7 @@ import torch
 import torch.multiprocessing
 from toy import ToyTask
 
+from hai.checkpoint.find import load_reference
 from hai.config.schema import RunConfig
 from hai.context import Context
 from hai.errors import CheckpointError
@@ -246,8 +248,6 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_on_a_bucket_goes_on_from_there_when_this_machine_is_lost(tmp_path: Path) -> None:
-    import shutil
-
     from hai.checkpoint.remote import locate
 
     config = toy_config(logging={"tensorboard": True})
@@ -277,6 +277,26 @@ def test_resume_elsewhere_takes_over_a_checkpoint_of_another_run(tmp_path: Path)
         storage = tmp_path / reference.replace("/", "-")
         toy_run(storage, config, _deep(config), resume=str(tmp_path / reference))
         assert tensors_of(tmp_path / "a") == tensors_of(storage)
+
+
+def test_a_checkpoint_of_another_run_is_kept_here_from_the_start(tmp_path: Path) -> None:
+    """Stopped before its first step the new run has all it needs, and the best checkpoint that it names is its own."""
+    config = toy_config(train={"early_stopping_min_delta": 1.0})  # the first evaluation stays the best
+    whole, old, rest = _deep(config), _deep(config), _deep(config)
+    toy_run(tmp_path / "a", config, whole)
+    toy_run(tmp_path / "old", config, old, stop_at=6)
+    summary = toy_run(tmp_path / "new", config, resume=str(tmp_path / "old" / "run"), stop_at=0, task=_deep(config))
+    assert (summary["status"], summary["step"], summary["saved_step"]) == ("interrupted", 6, 6)
+    assert tensors_of(tmp_path / "old") == tensors_of(tmp_path / "new")
+    shutil.rmtree(tmp_path / "old")
+    summary = toy_run(tmp_path / "new", config, rest)
+    assert (summary["status"], summary["best"]["step"]) == ("finished", 6)
+    assert old.training.seen + rest.training.seen == whole.training.seen
+    assert tensors_of(tmp_path / "a") == tensors_of(tmp_path / "new")
+    best = [json.loads((tmp_path / name / "run" / "best.json").read_bytes()) for name in ("a", "new")]
+    assert [(record["step"], record["checkpoint"]) for record in best] == [(6, "checkpoints/step_00000006")] * 2
+    checkpoint, _, refusals = load_reference(str(tmp_path / "new" / "run"), report=print)
+    assert (checkpoint.step, checkpoint.sha256, refusals) == (6, best[1]["sha256"], [])
 
 
 @pytest.mark.timeout(120)

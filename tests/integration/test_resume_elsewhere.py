@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.kills import config_of
+from hai.checkpoint.find import load_reference
 from hai.config.schema import RunConfig
 from hai.errors import ConfigError
 from hai.launch.train import run_training
@@ -30,3 +31,19 @@ def test_another_run_is_gone_on_with_unless_its_config_says_otherwise(
     assert max((tmp_path / "new" / "run" / "checkpoints").glob("step_*")).name == "step_00000005"
     assert run_training(RunConfig.model_validate(longer), resume=str(tmp_path / "new" / "run")) == 0
     assert "apart from" not in "".join(capsys.readouterr()), "the run itself"
+
+
+def test_a_finished_run_is_whole_in_the_place_where_it_is_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {**config_of("detector", tmp_path, train={"max_steps": 3}), "storage": str(tmp_path / "old")}
+    assert run_training(RunConfig.model_validate(values)) == 0
+    there = {**values, "storage": str(tmp_path / "new")}
+    for _ in range(2):
+        assert run_training(RunConfig.model_validate(there), resume=str(tmp_path / "old" / "run")) == 0
+    said = "".join(capsys.readouterr())
+    assert "could not be saved" not in said
+    assert "run run is finished" in said
+    old, new = (load_reference(str(tmp_path / name / "run"), report=print)[0] for name in ("old", "new"))
+    assert (new.step, new.path.parents[1]) == (3, tmp_path / "new" / "run")
+    assert (new.path / "model.safetensors").read_bytes() == (old.path / "model.safetensors").read_bytes()

@@ -145,6 +145,20 @@ def test_best_json_is_rebuilt_from_the_checkpoints(folder, damage):
     assert path.read_bytes() == whole
 
 
+def test_a_best_json_that_could_not_be_written_is_written_with_a_later_save(folder, lines, monkeypatch):
+    save(folder, 1, best=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("hai.checkpoint.records.save_json", _raise(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        for step in (2, 3, 4, 5):
+            assert save(folder, step, best=2), "the checkpoint is whole"
+    assert lines == ["best.json: No space left on device"]
+    assert steps(folder) == [5, 4, 2, 1]
+    assert save(folder, 6, best=2)
+    assert load_json(folder.path / "best.json")["checkpoint"] == "checkpoints/step_00000002"
+    assert folder.load_best()[0].step == 2
+    assert steps(folder) == [6, 5, 2]
+
+
 def test_looking_for_an_earlier_checkpoint_in_vain_leaves_the_best(folder):
     save(folder, 3, best=3)
     assert folder.newest_valid(before=3) == (None, [])

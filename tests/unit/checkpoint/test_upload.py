@@ -44,6 +44,10 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     yield
     while built:
         built.pop().close(limit_s=0.0)
+    for thread in threading.enumerate():  # one that is late would send to the next test's bucket
+        if thread.name in ("hai-uploader", "hai-storage"):
+            thread.join(30)
+            assert not thread.is_alive()
     Storage.reset()
 
 
