@@ -70,7 +70,7 @@ def train_trial(
     last = evaluations[-1][2] if evaluations else None
     best_step = int((summary.get("best") or {"step": 0})["step"])
     value = {step: value for step, _, value in evaluations}.get(best_step)
-    if 0 < best_step <= parent:  # the parent's, whose checkpoint is not here: the newest one stands for this run
+    if 0 < best_step <= parent:  # the parent's own: what this run has made of it stands by its newest evaluation
         value = last
     until, status = job["until_epoch"], str(summary["status"])
     if status == "interrupted" and until is not None and evaluations and evaluations[-1][1] >= until - 1e-9:
