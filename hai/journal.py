@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from types import TracebackType
 
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 
 from hai.checkpoint.flight import Flight
 from hai.checkpoint.format import Checkpoint, step_of
-from hai.checkpoint.records import CONFIG, LOG, METRICS, save_text, truncate_after
 from hai.checkpoint.resume import load_resumable
 from hai.checkpoint.store import RunFolder
 from hai.config.load import show_config
@@ -94,8 +92,7 @@ class Journal:
             progress = Progress.from_record(choice["meta"])
         progress.rollbacks = merge_rollbacks(progress.rollbacks, self._rollbacks)
         if self._run is not None:
-            with suppress(OSError):  # a full disk: appending will say so
-                truncate_after(self._run.path / METRICS, progress.step, known=progress.evaluations)
+            self._run.start_at(progress.step, known=progress.evaluations)
         self._saved_step = progress.step if progress.step and choice["is_own"] else -1
         self._recorded_step = progress.step
         self._scaler_state = choice.get("meta", {}).get("scaler")
@@ -103,7 +100,7 @@ class Journal:
 
     def _choose(self, run: RunFolder) -> tuple[Record, dict[str, torch.Tensor] | None, dict[str, torch.Tensor] | None]:
         checkpoint, refusals = run.newest_valid()
-        save_text(run.path / CONFIG, show_config(self._config))
+        run.save_config(show_config(self._config))
         for refusal in refusals:
             self._say(f"refused checkpoint {refusal.name}: {refusal.reason}")
         if checkpoint is not None and self._context.micro_batch_limit is None:  # else the deaths have their reason
@@ -440,7 +437,6 @@ class Journal:
         self._log(line)
 
     def _log(self, line: str) -> None:
-        """Keep a line in the run's log; a full disk costs the line only."""
-        if self._run is not None and self._run.path.is_dir():
-            with suppress(OSError), open(self._run.path / LOG, "a", encoding="utf-8") as log:
-                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {without_secrets(line)}\n")
+        """Keep a line in the run's log."""
+        if self._run is not None:
+            self._run.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {without_secrets(line)}")

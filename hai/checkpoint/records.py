@@ -26,6 +26,7 @@ __all__ = [
     "append_record",
     "load_json",
     "load_records",
+    "merge_records",
     "parse_json",
     "parse_records",
     "save_json",
@@ -101,6 +102,22 @@ def truncate_after(path: Path, step: int, known: Iterable[Record] = ()) -> list[
     if (path.read_bytes() if path.exists() else b"") != content:
         save_bytes(path, content)
     return records
+
+
+def merge_records(theirs: bytes, ours: bytes, *, until: float, prefer_ours: bool) -> bytes:
+    """Join two versions of metrics.jsonl; a step that is in both is taken from one.
+
+    Args:
+        theirs: of the storage.
+        ours: of this machine.
+        until: step that this machine goes on from; what theirs says of later ones was given up.
+        prefer_ours: which of the two counts where both have a step.
+    """
+    versions = [[record for record in parse_records(theirs) if _step(record) <= until], parse_records(ours)]
+    first, second = reversed(versions) if prefer_ours else versions
+    steps = {_step(record) for record in first}
+    records = [*first, *(record for record in second if _step(record) not in steps)]
+    return b"".join(_line(record) for record in sorted(records, key=_step))
 
 
 def save_json(path: Path, record: Record) -> None:

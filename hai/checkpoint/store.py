@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hai.checkpoint import records
 from hai.checkpoint.buffers import Buffers
-from hai.checkpoint.files import TEMPORARY, save_bytes
+from hai.checkpoint.files import TEMPORARY
 from hai.checkpoint.find import local_names, search, search_best
 from hai.checkpoint.format import (
     REFUSED,
@@ -32,12 +32,12 @@ from hai.checkpoint.format import (
 )
 from hai.checkpoint.owner import is_owner
 from hai.checkpoint.remote import Location, Remote, locate
+from hai.checkpoint.small_files import SmallFiles
 from hai.checkpoint.transfer import (
     CHECKPOINTS,
     Refusal,
     load_remote_manifest,
     persist,
-    remote_names,
 )
 from hai.checkpoint.upload import Delivery, Uploader
 from hai.errors import CheckpointError, StorageError
@@ -79,6 +79,7 @@ class RunFolder:
         self.lost: str | None = None
         """Why this attempt may no longer write; None while it may."""
         self._attempt, self._keep, self._report = attempt, keep, report
+        self._files = SmallFiles(self.path)
         self._model_copy, self._state_copy = Buffers(), Buffers()
         self._writer: threading.Thread | None = None
         self._committed = False
@@ -149,14 +150,31 @@ class RunFolder:
         """Append a record to metrics.jsonl."""
         self._begin()
         if self._is_mine():
-            with self._spoken("metrics.jsonl"):
+            with self._spoken("metrics.jsonl"), self._files.lock:
                 records.append_record(self.path / records.METRICS, record)
+
+    def start_at(self, step: int, known: Iterable[Record]) -> None:
+        """Drop the records beyond the step that training goes on from, and put back known ones that are lost."""
+        with contextlib.suppress(OSError):  # a full disk: appending will say so
+            self._files.start_at(step, known)
+
+    def log(self, line: str) -> None:
+        """Keep a line in log.txt, if the run has a folder; a full disk costs the line only."""
+        if self.path.is_dir():
+            path = self.path / records.LOG
+            with contextlib.suppress(OSError), self._files.lock, open(path, "a", encoding="utf-8") as log:
+                log.write(f"{line}\n")
+
+    def save_config(self, text: str) -> None:
+        """Write run.yaml; raises OSError."""
+        with self._files.lock:
+            records.save_text(self.path / records.CONFIG, text)
 
     def save_summary(self, summary: Record) -> None:
         """Write summary.json; `last_saved`, the time of the newest checkpoint, is added."""
         self._begin()
         if self._is_mine():
-            with self._spoken("summary.json"):
+            with self._spoken("summary.json"), self._files.lock:
                 records.save_json(self.path / records.SUMMARY, {**summary, "last_saved": self._last_saved})
 
     def close(self, wait: bool = False, limit_s: float | None = None) -> Delivery:
@@ -233,7 +251,8 @@ class RunFolder:
             fields = {key: best.get(key) for key in ("metric", "value", "step")}
             record = {**fields, "checkpoint": f"{CHECKPOINTS}/{name}", "sha256": sha256}
             if found != record:
-                records.save_json(path, record)
+                with self._files.lock:
+                    records.save_json(path, record)
 
     def _confirm_owner(self) -> None:
         if not self._may_write():
@@ -357,28 +376,18 @@ class RunFolder:
                     self._permanent.add(name)
         remote = self.location.remote
         if remote is not None:
+            self._files.begin()
             try:
-                self._pull(remote)
+                for name in records.SMALL_FILES:
+                    self._files.take(name, persist(remote, partial(remote.read, name)))
             except Exception as error:
-                self._problem(f"storage: {remote.url}: {type(error).__name__}: {error}")
+                self._problem(f"storage: {remote.url}: {type(error).__name__}: {error}; will try again")
             self._uploader = Uploader(
-                remote, self.path, names=self.names, kept=self.kept, may_write=self._may_write, report=self._report
-            )
+                remote, self.path, names=self.names, kept=self.kept, may_write=self._may_write, report=self._report,
+                files=self._files, permanent=self._permanent,
+            )  # fmt: skip
         self._last_saved = (records.load_json(self.path / records.SUMMARY) or {}).get("last_saved")
         self._begun = True
-
-    def _pull(self, remote: Remote) -> None:
-        """Fetch the small files of a run that was continued elsewhere, and learn which checkpoints are permanent."""
-        theirs = {name: persist(remote, partial(remote.read, name)) for name in records.SMALL_FILES}
-        ahead = _last_step(records.parse_records(theirs[records.METRICS] or b""))
-        behind = _last_step(records.load_records(self.path / records.METRICS))
-        for name, content in theirs.items():
-            if content is not None and (ahead > behind or not (self.path / name).exists()):
-                save_bytes(self.path / name, content)
-        for name in persist(remote, lambda: remote_names(remote)):
-            with contextlib.suppress(CheckpointError):
-                if persist(remote, partial(load_remote_manifest, remote, name))[0].permanent:
-                    self._permanent.add(name)
 
     # Problems
 
@@ -405,7 +414,3 @@ class RunFolder:
         except OSError:
             free = "?"
         return f"{self.path}: the disk is full: needs {needed:,} bytes, {free} are free; the last good one is kept"
-
-
-def _last_step(found: list[Record]) -> int:
-    return max((step for record in found if isinstance(step := record.get("step"), int)), default=-1)

@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
-from hai.checkpoint.format import FILES, MANIFEST, load_manifest, step_of, verify_checkpoint
+from hai.checkpoint.format import FILES, MANIFEST, load_manifest, parse_manifest, step_of, verify_checkpoint
 from hai.checkpoint.records import METRICS, SMALL_FILES, TENSORBOARD
 from hai.checkpoint.remote import Mount, Remote
+from hai.checkpoint.small_files import SmallFiles
 from hai.checkpoint.transfer import (
     CHECKPOINTS,
     SLOWEST,
@@ -70,6 +71,8 @@ class Uploader:
         may_write: asks whether this attempt still owns the run.
         report: takes one line for the user.
         small: files that are sent whole whenever they have changed, as TensorBoard's are.
+        files: knows which of them have to be read on the storage before they are sent.
+        permanent: checkpoints that pruning leaves, so far as they are known; those found on the storage are added.
     """
 
     def __init__(
@@ -82,12 +85,15 @@ class Uploader:
         may_write: Callable[[], bool],
         report: Callable[[str], None],
         small: Sequence[str] = SMALL_FILES,
+        files: SmallFiles | None = None,
+        permanent: set[str] | None = None,
     ) -> None:
         self.in_flight: str | None = None
         """The checkpoint that is being sent; pruning leaves it alone, or a slow storage would never get one."""
         self._remote, self._path = remote, path
         self._names, self._kept, self._may_write, self._report = names, kept, may_write, report
-        self._small = tuple(small)
+        self._small, self._files = tuple(small), files
+        self._permanent = set() if permanent is None else permanent
         self._confirmed: dict[str, float] = {}
         self._sent: set[tuple[str, str]] = set()
         self._unusable: dict[str, str] = {}
@@ -278,9 +284,12 @@ class Uploader:
                 self._push(name)
 
     def _push(self, name: str) -> None:
-        content = self._content(name)
-        if content is None:
+        if self._content(name) is None:
             return
+        for one in (METRICS, name):
+            if self._files is not None and one in self._files.unread:
+                self._files.take(one, self._call(partial(self._remote.read, one)))
+        content = self._content(name) or b""
         sha256 = hashlib.sha256(content).hexdigest()
         if sha256 != self._pushed.get(name, ("", 0.0))[0]:
             self._send(partial(push_bytes, self._remote, content, name))
@@ -302,9 +311,23 @@ class Uploader:
         found = self._call(lambda: remote_names(self._remote))
         spared = {*self._kept({*found, *self._names()}), *self._settling(found)}
         for name in found:
-            if name not in spared and name not in wanted and self._may_write():
+            if name not in spared and name not in wanted and not self._must_stay(name) and self._may_write():
                 self._confirmed.pop(name, None)
                 self._call(partial(remove_remote, self._remote, name))
+
+    def _must_stay(self, name: str) -> bool:
+        """Tell whether a checkpoint on the storage is permanent, or may be, as its manifest cannot be understood."""
+        path = f"{CHECKPOINTS}/{name}/{MANIFEST}"
+        content = self._call(partial(self._remote.read, path))
+        if content is None:  # it is not whole
+            return False
+        try:
+            permanent = parse_manifest(content, path).permanent
+        except CheckpointError:
+            return True
+        if permanent:
+            self._permanent.add(name)
+        return permanent
 
     def _settling(self, found: list[str]) -> list[str]:
         """Choose two more checkpoints that a mount keeps, so that one at least is certainly beyond this machine.

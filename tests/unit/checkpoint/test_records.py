@@ -11,6 +11,7 @@ from hai.checkpoint.records import (
     append_record,
     load_json,
     load_records,
+    merge_records,
     parse_json,
     parse_records,
     save_json,
@@ -78,6 +79,22 @@ def test_records_that_only_a_checkpoint_remembers_are_put_back(tmp_path):
     path.unlink()
     assert [record["step"] for record in truncate_after(path, 5, known=history)] == [2, 4]
     assert load_records(path)[1] == {"step": 4, "val/f1": 4 / 3, "val/x": None}
+
+
+@pytest.mark.parametrize(
+    ("prefer_ours", "until", "expected"),
+    [
+        (False, math.inf, [(1, "b"), (2, "b"), (3, "b"), (4, "a"), (9, "b")]),
+        (True, math.inf, [(1, "b"), (2, "a"), (3, "b"), (4, "a"), (9, "b")]),
+        (False, 3, [(1, "b"), (2, "b"), (3, "b"), (4, "a")]),
+        (True, 3, [(1, "b"), (2, "a"), (3, "b"), (4, "a")]),
+    ],
+)
+def test_two_versions_of_the_records_have_no_step_twice(prefer_ours, until, expected):
+    ours = b'{"step": 2, "by": "a"}\n{"step": 4, "by": "a"}\n'
+    theirs = b"".join(b'{"step": %d, "by": "b"}\n' % step for step in (1, 2, 3, 9)) + b'{"torn'
+    merged = parse_records(merge_records(theirs, ours, until=until, prefer_ours=prefer_ours))
+    assert [(record["step"], record["by"]) for record in merged] == expected
 
 
 def test_json_files_are_replaced_whole(tmp_path, monkeypatch):

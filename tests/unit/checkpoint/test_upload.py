@@ -14,7 +14,7 @@ from hai.checkpoint import format as checkpoint_format
 from hai.checkpoint import owner, remote, transfer, upload
 from hai.checkpoint.find import load_reference
 from hai.checkpoint.format import FILES, MANIFEST
-from hai.checkpoint.records import load_records, save_json
+from hai.checkpoint.records import load_json, load_records, save_json
 from hai.checkpoint.remote import Bucket, Mount
 from hai.checkpoint.runs import send_run
 from hai.checkpoint.store import RunFolder
@@ -149,6 +149,80 @@ def test_a_wiped_machine_resumes_from_the_bucket(lines):
     assert stored() == {"step_00000005", "step_00000004", "step_00000002", "step_00000001"}  # best, permanent too
     shutil.rmtree(again.path)
     assert build_run(lines).newest_valid()[0].step == 5
+
+
+def test_trouble_at_the_start_elsewhere_costs_neither_permanent_checkpoints_nor_history(lines):
+    first = build_run(lines)
+    for step in (1, 2, 3, 4):
+        first.append({"step": step})
+        save(first, step, permanent=step < 3)
+    first.append({"step": 5})
+    first.log("trained here")
+    save_json(first.path / "summary.json", {"by": "first"})
+    (first.path / "report.html").write_text("a page", encoding="utf-8")
+    first.close()
+    shutil.rmtree(first.path)
+    lines.clear()
+    again = build_run(lines)
+    Storage.down = True
+    again._begin()
+    Storage.down = False
+    assert [line.endswith("the network is down; will try again") for line in lines] == [True]
+    found, _ = again.newest_valid()
+    again.start_at(found.step, known=[{"step": 4}])
+    again.log("trained there")
+    again.save_summary({"by": "again"})
+    for step in (5, 6, 7):
+        again.append({"step": step, "again": True})
+        save(again, step)
+    delivery = again.close()
+    assert delivery.missing == ()
+    assert stored() == {f"step_0000000{step}" for step in (1, 2, 6, 7)}
+    assert [(record["step"], "again" in record) for record in load_sent("metrics.jsonl")] == [
+        (1, False), (2, False), (3, False), (4, False), (5, True), (6, True), (7, True)
+    ]  # fmt: skip
+    assert load_records(again.path / "metrics.jsonl") == load_sent("metrics.jsonl")
+    assert Storage.objects["bucket/runs/run/log.txt"] == b"trained here\ntrained there\n"
+    assert json.loads(Storage.objects["bucket/runs/run/summary.json"])["by"] == "again"
+    assert Storage.objects["bucket/runs/run/report.html"] == b"a page"
+
+
+def test_an_old_file_is_not_sent_over_a_newer_one_that_could_not_be_read_at_the_start(lines):
+    for name in ("first", "second"):
+        run = build_run(lines)
+        run.append({"step": 1 if name == "first" else 2})
+        run.save_summary({"by": name})
+        save(run, 1 if name == "first" else 2)
+        run.close()
+        if name == "first":
+            kept = run.path.with_name("kept")
+            shutil.copytree(run.path, kept)
+    shutil.rmtree(run.path)
+    shutil.move(kept, run.path)
+    assert load_json(run.path / "summary.json")["by"] == "first"
+    again = build_run(lines)
+    Storage.down = True
+    again._begin()
+    Storage.down = False
+    assert again.newest_valid()[0].step == 2
+    assert again.close().missing == ()
+    assert json.loads(Storage.objects["bucket/runs/run/summary.json"])["by"] == "second"
+    assert load_json(again.path / "summary.json")["by"] == "second"
+    assert [record["step"] for record in load_sent("metrics.jsonl")] == [1, 2]
+
+
+def test_a_checkpoint_whose_manifest_cannot_be_understood_is_not_pruned(lines):
+    run = build_run(lines)
+    for step in (1, 2):
+        save(run, step)
+    run.close()
+    shutil.rmtree(run.path)
+    Storage.objects[f"bucket/runs/run/checkpoints/step_00000001/{MANIFEST}"] += b" "
+    again = build_run(lines, keep=1)
+    for step in (3, 4):
+        save(again, step)
+    assert again.close().missing == ()
+    assert stored() == {"step_00000001", "step_00000004"}
 
 
 def test_a_machine_lost_in_the_middle_leaves_the_records_up_to_its_newest_checkpoint(lines):
