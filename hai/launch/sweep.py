@@ -63,11 +63,10 @@ def run_sweep(sweep: Sweep, *, name: str, storage: str) -> int:
     check_storage(storage)
     with SweepBar() as bar:
         task, datasets = read_data(sweep.base, bar.say)
-        location = locate(storage, name)
-        owner = Owner(location, bar.say)
+        owner = Owner(locate(storage, name), bar.say)
         attempt = owner.acquire()
         try:
-            folder = SweepFolder(location, attempt, bar.say)
+            folder = SweepFolder(owner.location, attempt, bar.say)
             try:
                 return _carry_out(asked, sweep, folder, f"{storage}/{name}", task, datasets, bar)
             except OSError as error:

@@ -45,13 +45,12 @@ def train_trial(
     """
     start = time.monotonic()
     config = RunConfig.model_validate_json(job["config"])
-    location = locate(job["storage"], job["id"])
-    with _owned(location, say) as attempt:
+    with _owned(locate(job["storage"], job["id"]), say) as owner:
         plan = Plan(
             config=job["config"],
             storage=job["storage"],
             name=job["id"],
-            attempt=attempt,
+            attempt=owner.attempt,
             resume=job["resume"],
             until_epoch=job["until_epoch"],
             provenance=job["provenance"],
@@ -62,7 +61,7 @@ def train_trial(
             from hai.launch.ray_train import train_on_ray
 
             summary = train_on_ray(config, plan, say=say, show=lambda _: None, request=request).summary
-    evaluations = _evaluations(location, job["metric"], is_here=num_workers == 1)
+    evaluations = _evaluations(owner.location, job["metric"], is_here=num_workers == 1)
     best_step = int((summary.get("best") or {"step": -1})["step"])
     values = {step: value for step, _, value in evaluations}
     until, status = job["until_epoch"], str(summary["status"])
@@ -119,14 +118,14 @@ def _owned(location: Location, say: Callable[[str], None]) -> Any:
     owner, deadline = Owner(location, say), time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
-            attempt = owner.acquire()
+            owner.acquire()
             break
         except CheckpointError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
     try:
-        yield attempt
+        yield owner
     finally:
         owner.release()
 
