@@ -15,7 +15,7 @@ from typing import Final
 
 from hai.checkpoint import records
 from hai.checkpoint.reach import reach, within
-from hai.checkpoint.remote import Location
+from hai.checkpoint.remote import Location, load_run_id, run_id_in, settle
 from hai.errors import CheckpointError, StorageError
 from hai.paths import locked
 from hai.types import Record
@@ -29,6 +29,7 @@ __all__ = [
     "is_owner",
     "load_owner",
     "machine_id",
+    "new_run_id",
     "process_started",
 ]
 
@@ -65,10 +66,12 @@ class Owner:
 
     def __init__(self, location: Location, report: Callable[[str], None], clock: Clock | None = None) -> None:
         self.location = location
+        """The run's folders; once acquired, those of the very run that the storage holds."""
         self.attempt = ""
         """This claim, once acquired; what `RunFolder(attempt=...)` takes."""
         self._report, self._clock = report, clock or Clock()
         self._where = _name_of(location)
+        self._run = ""
         self._stop = threading.Event()
         self._heartbeat: threading.Thread | None = None
 
@@ -85,6 +88,7 @@ class Owner:
         attempt = f"{int(self._clock.now())}-{uuid.uuid4().hex[:12]}"
         while True:
             before = self._wait_until_free()
+            self._run = run_id_in(before) or load_run_id(self.location.path) or new_run_id()
             with locked(self._where):
                 if load_owner(self.location) != before:
                     continue
@@ -93,6 +97,7 @@ class Owner:
             owner = load_owner(self.location)
             if owner is not None and owner.get("attempt") == attempt:
                 break
+        self.location = settle(self.location, self._run, self._report)
         self.attempt = attempt
         _held.add(attempt)
         self._stop.clear()
@@ -159,6 +164,7 @@ class Owner:
             "attempt": attempt,
             "heartbeat": self._clock.now(),
             "released": False,
+            "run": self._run,
         }
 
     def _save(self, attempt: str) -> None:
@@ -224,6 +230,11 @@ def process_started(pid: int) -> str | None:
     found = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     state, _, started = found.stdout.strip().partition(" ")
     return None if not state or state.startswith("Z") else started.strip()
+
+
+def new_run_id() -> str:
+    """Draw what tells a run from others that have its name in its place, before or after it."""
+    return uuid.uuid4().hex[:12]
 
 
 def machine_id() -> str:

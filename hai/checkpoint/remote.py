@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import re
@@ -16,10 +17,12 @@ from typing import Any, Final, Protocol
 
 from typing_extensions import override
 
-from hai.checkpoint.files import TEMPORARY, read_blocks
+from hai.checkpoint import records
+from hai.checkpoint.files import TEMPORARY, read_blocks, save_bytes
 from hai.checkpoint.reach import reach
 from hai.errors import StorageError
 from hai.paths import cache_folder, is_mount
+from hai.types import Record
 
 __all__ = [
     "Bucket",
@@ -29,12 +32,18 @@ __all__ = [
     "check_storage",
     "is_bucket",
     "is_mount",
+    "load_run_id",
     "local_folder",
     "locate",
     "open_remote",
+    "run_id_in",
+    "settle",
 ]
 
 _ATTEMPT: Final = re.compile(r"attempt-(\d{1,9})")
+_RUN_ID: Final = re.compile(r"[0-9a-f]{12}")
+_RUN_ID_FILE: Final = "run_id"
+"""In a work folder: of which run on the storage it is, once that was read there."""
 _OBJECT_STORES: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "hf")
 _DISK_ERRORS: Final = {
     errno.EROFS: "the file system is read-only",
@@ -261,6 +270,8 @@ class Location:
 
     path: Path
     remote: Remote | None
+    other: Path | None = None
+    """The work folder of another run, which once had this one's name in this place; it is left as it is."""
 
 
 def is_bucket(storage: str) -> bool:
@@ -285,23 +296,75 @@ def locate(storage: str, name: str) -> Location:
     """Find a run's folders; on a bucket the newest `attempt-N/` of the run, when there is one.
 
     Raises:
-        StorageError: the storage cannot be listed.
+        StorageError: the storage cannot be read.
     """
     if not is_bucket(storage):
         folder = local_folder(storage) / name
         if not is_mount(folder):
             return Location(folder, None)
-        return Location(_work_folder(str(folder), name), Mount(folder))
+        return _locate_work(Mount(folder), name)
     bucket = Bucket(f"{storage.rstrip('/')}/{name}")
     names = reach(bucket.url, lambda: bucket.names(""))
     attempts = [int(match[1]) for item in names if (match := _ATTEMPT.fullmatch(item))]
     if attempts:
         bucket = bucket.inside(f"attempt-{max(attempts)}")
-    return Location(_work_folder(bucket.url, name), bucket)
+    return _locate_work(bucket, name)
 
 
-def _work_folder(url: str, name: str) -> Path:
-    return cache_folder() / "runs" / f"{name}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+def _locate_work(remote: Remote, name: str) -> Location:
+    """Find the work folder of the run that is on the storage now, not of one that was set aside or deleted there."""
+    folder = cache_folder() / "runs" / f"{name}-{hashlib.sha256(remote.url.encode()).hexdigest()[:16]}"
+    known = load_run_id(folder)
+    if known is None:  # nothing is here, or nothing that is known to have been there
+        return Location(folder, remote)
+
+    def find() -> str | None:
+        found = run_id_in(records.parse_json(remote.read(records.OWNER)))
+        return found or (known if remote.names("") else None)  # an owner.json that is torn, or of an older version
+
+    try:
+        return _choose(folder, remote, reach(remote.url, find))
+    except StorageError:
+        if not isinstance(remote, Mount):
+            raise
+        noted = folder.parent.glob(f"{glob.escape(folder.name)}*/{_RUN_ID_FILE}")
+        return Location(max(noted, key=lambda path: path.stat().st_mtime).parent, remote)
+
+
+def _choose(folder: Path, remote: Remote, run: str | None) -> Location:
+    if load_run_id(folder) in (None, run):
+        return Location(folder, remote)
+    return Location(folder.with_name(f"{folder.name}-{run or 'new'}"), remote, other=folder)
+
+
+def load_run_id(folder: Path) -> str | None:
+    """Read which run on the storage a work folder belongs to; None when that is not known."""
+    try:
+        text = (folder / _RUN_ID_FILE).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    return text if _RUN_ID.fullmatch(text) else None
+
+
+def run_id_in(owner: Record | None) -> str | None:
+    """Return the run's id in the content of owner.json; None when there is none."""
+    run = (owner or {}).get("run")
+    return run if isinstance(run, str) and _RUN_ID.fullmatch(run) else None
+
+
+def settle(location: Location, run: str, report: Callable[[str], None]) -> Location:
+    """Note of which run the work folder is, now that its id was read on the storage; choose another if it differs."""
+    if location.remote is None:
+        return location
+    settled = _choose(location.other or location.path, location.remote, run)
+    if settled.other is not None and load_run_id(settled.path) is None:
+        report(
+            f"storage: {location.remote.url} holds another run now than this machine knew; what is here of that one "
+            f"stays in {settled.other}"
+        )
+    with contextlib.suppress(OSError):  # a full disk: what is here counts as not known to be there
+        save_bytes(settled.path / _RUN_ID_FILE, run.encode())
+    return settled
 
 
 def check_storage(storage: str) -> None:

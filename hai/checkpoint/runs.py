@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hai.checkpoint import records
-from hai.checkpoint.owner import STALE_S, Owner
+from hai.checkpoint.owner import STALE_S, Owner, new_run_id
 from hai.checkpoint.reach import reach
 from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate, open_remote
 from hai.config.text import parse_yaml
@@ -155,7 +155,7 @@ def restart_run(storage: str, name: str, report: Callable[[str], None]) -> None:
     if is_bucket(storage):
         number = int(found[1]) + 1 if (found := re.search(r"/attempt-(\d+)$", where)) else 2
         fresh = Bucket(f"{storage.rstrip('/')}/{name}/attempt-{number}")
-        marker = records.to_json({"released": True})
+        marker = records.to_json({"released": True, "run": new_run_id()})
         reach(fresh.url, lambda: fresh.write(records.OWNER, marker))
         report(f"run {name}: starts over at {fresh.url}; the old one stays at {where}")
         return
@@ -164,6 +164,6 @@ def restart_run(storage: str, name: str, report: Callable[[str], None]) -> None:
     while os.path.lexists(aside := folder.with_name(f"{name}.old-{number}")):
         number += 1
     os.rename(folder, aside)
-    if remote is not None and location.path.exists():
-        os.rename(location.path, locate(storage, aside.name).path)
+    if remote is not None and owner.location.path.exists():
+        os.rename(owner.location.path, locate(storage, aside.name).path)
     report(f"run {name}: starts over; the old one is now {aside}")

@@ -30,8 +30,8 @@ from hai.checkpoint.format import (
     verify_checkpoint,
     write_checkpoint,
 )
-from hai.checkpoint.owner import is_owner
-from hai.checkpoint.remote import Location, Remote, locate
+from hai.checkpoint.owner import is_owner, load_owner
+from hai.checkpoint.remote import Location, Remote, load_run_id, locate, run_id_in, settle
 from hai.checkpoint.small_files import SmallFiles
 from hai.checkpoint.transfer import (
     CHECKPOINTS,
@@ -376,6 +376,7 @@ class RunFolder:
                     self._permanent.add(name)
         remote = self.location.remote
         if remote is not None:
+            self._settle()
             self._files.begin()
             try:
                 for name in records.SMALL_FILES:
@@ -388,6 +389,14 @@ class RunFolder:
             )  # fmt: skip
         self._last_saved = (records.load_json(self.path / records.SUMMARY) or {}).get("last_saved")
         self._begun = True
+
+    def _settle(self) -> None:
+        """Note which run this is, on a machine that has not claimed it itself."""
+        if self._attempt is not None and load_run_id(self.path) is None:
+            with contextlib.suppress(StorageError):
+                owner = load_owner(self.location) or {}
+                if owner.get("attempt") == self._attempt and (run := run_id_in(owner)):
+                    settle(self.location, run, self._report)
 
     # Problems
 

@@ -69,7 +69,7 @@ def run_sweep(sweep: Sweep, *, name: str, storage: str) -> int:
         owner = Owner(location, bar.say)
         attempt = owner.acquire()
         try:
-            folder = SweepFolder(location, attempt, bar.say)
+            folder = SweepFolder(owner.location, attempt, bar.say)
             try:
                 return _carry_out(asked, sweep, folder, f"{storage}/{name}", task, datasets, bar)
             except OSError as error:

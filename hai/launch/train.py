@@ -83,11 +83,10 @@ def _train(config: RunConfig, resume: str | None, restart: bool, wait_for_upload
     _, datasets = read_data(config, bar.say)
     if restart:
         restart_run(storage, name, report=bar.say)
-    location = locate(storage, name)
-    owner = Owner(location, bar.say)
+    owner = Owner(locate(storage, name), bar.say)
     attempt = owner.acquire()
     try:
-        finished = _finished_summary(location, config, attempt, datasets, bar.say)
+        finished = _finished_summary(owner.location, config, attempt, datasets, bar.say)
         if finished is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:  # torchrun's others wait for this one
             _say_end(config, finished, bar.say, again=True)
             return 0

@@ -48,13 +48,12 @@ def train_trial(
     """
     start = time.monotonic()
     config = RunConfig.model_validate_json(job["config"])
-    location = locate(job["storage"], job["id"])
-    with _owned(location, say) as attempt:
+    with _owned(locate(job["storage"], job["id"]), say) as owner:
         plan = Plan(
             config=job["config"],
             storage=job["storage"],
             name=job["id"],
-            attempt=attempt,
+            attempt=owner.attempt,
             resume=job["resume"],
             until_epoch=job["until_epoch"],
             provenance=job["provenance"],
@@ -66,7 +65,7 @@ def train_trial(
 
             summary = train_on_ray(config, plan, say=say, show=lambda _: None, request=request).summary
     parent = step_of(job["resume"].rpartition("/")[2]) or 0 if job["resume"] else 0
-    evaluations = _evaluations(location, job["metric"], after=parent, is_here=num_workers == 1)
+    evaluations = _evaluations(owner.location, job["metric"], after=parent, is_here=num_workers == 1)
     last = evaluations[-1][2] if evaluations else None
     best_step = int((summary.get("best") or {"step": 0})["step"])
     value = {step: value for step, _, value in evaluations}.get(best_step)
@@ -129,18 +128,18 @@ def _owned(location: Location, say: Callable[[str], None]) -> Any:
     owner, deadline = Owner(location, say), time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
-            attempt = owner.acquire()
+            owner.acquire()
             break
         except CheckpointError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
     try:
-        yield attempt
+        yield owner
     except HaiError:
         raise
     except Exception:
-        with contextlib.suppress(OSError), open(location.path / LOG, "a", encoding="utf-8") as log:
+        with contextlib.suppress(OSError), open(owner.location.path / LOG, "a", encoding="utf-8") as log:
             log.write(without_secrets(traceback.format_exc()))
         raise
     finally:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from benchmarks.faults.kills import config_of
 from hai.checkpoint.find import load_reference
+from hai.checkpoint.remote import locate
 from hai.config.schema import RunConfig
 from hai.errors import ConfigError
 from hai.launch.train import run_training
@@ -47,3 +49,22 @@ def test_a_finished_run_is_whole_in_the_place_where_it_is_resumed(
     old, new = (load_reference(str(tmp_path / name / "run"), report=print)[0] for name in ("old", "new"))
     assert (new.step, new.path.parents[1]) == (3, tmp_path / "new" / "run")
     assert (new.path / "model.safetensors").read_bytes() == (old.path / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_was_deleted_on_the_storage_neither_comes_back_nor_refuses_a_new_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    storage = f"memory://{tmp_path.name}"
+    values = {**config_of("detector", tmp_path, train={"max_steps": 3}), "storage": storage}
+    assert run_training(RunConfig.model_validate(values)) == 0
+    old = locate(storage, "run").path
+    fsspec.filesystem("memory").rm(f"/{tmp_path.name}", recursive=True)
+    other = {**values, "train": {**values["train"], "max_steps": 2}, "optim": {"learning_rate": 0.1}}
+    capsys.readouterr()
+    assert run_training(RunConfig.model_validate(other)) == 0
+    said = "".join(capsys.readouterr())
+    assert "starting from step 0" in said
+    assert f"stays in {old}" in said.replace("\n", " ")
+    assert (old / "checkpoints" / "step_00000003").is_dir()
+    assert load_reference(f"{storage}/run", report=print)[0].step == 2
