@@ -123,7 +123,7 @@ def test_predict_takes_several_inputs_and_checkpoints(form, monkeypatch):
     monkeypatch.setattr(hai.predict, "run_prediction", lambda *given, **options: calls.append((given, options)) or 0)
     assert status("predict", *form.split(), "--output", "o.csv", "--format", "dacon", "--time-limit", "60m") == 0
     options = {"format": "dacon", "frames": 16, "faces": "auto", "aggregate": "mean", "time_limit": "60m"}
-    options |= {"sample": None, "tta": None}
+    options |= {"sample": None, "tta": None, "detector_model": None}
     assert calls == [((["r", "s"], ["a", "b"], "o.csv"), options)]
 
 
