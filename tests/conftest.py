@@ -6,10 +6,11 @@ import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from ray_runs import DETECTOR, Cluster, output, start
 
 from benchmarks.faults.pictures import draw_art, draw_faces
 from benchmarks.faults.ray_kills import free_port, start_head
@@ -42,13 +43,6 @@ def real_data() -> Path:
     return folder
 
 
-class Cluster(NamedTuple):
-    """A Ray cluster on this machine: where drivers join it, and where jobs are submitted."""
-
-    address: str
-    dashboard: str
-
-
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The one Ray cluster of the test session: two CPUs on this machine, as `ray start --head` makes it."""
@@ -74,8 +68,6 @@ def small_art(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_detector(small_faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of a detector that trains 60 steps in seconds; tests kill its runs."""
-    from ray_runs import DETECTOR
-
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(DETECTOR.format(faces=small_faces), encoding="utf-8")
     return path
@@ -84,8 +76,6 @@ def tiny_detector(small_faces: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def unbroken(tiny_detector: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of that run, never interrupted, without Ray."""
-    from ray_runs import output, start
-
     storage = tmp_path_factory.mktemp("unbroken")
     process = start(tiny_detector, storage, "scale.launcher=in_process")
     assert process.wait(timeout=300) == 0, output(storage)

@@ -12,10 +12,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
-from conftest import Cluster
 
 from benchmarks.faults.ray_kills import kill_tree
 
@@ -50,6 +49,13 @@ model: {{name: "timm:resnet18", pretrained: false}}
 train: {{max_epochs: 3, global_batch_size: 16}}
 scale: {{cpus_per_worker: 1, use_gpu: false}}
 """
+
+
+class Cluster(NamedTuple):
+    """A Ray cluster on this machine: where drivers join it, and where jobs are submitted."""
+
+    address: str
+    dashboard: str
 
 
 started: list[subprocess.Popen[str]] = []

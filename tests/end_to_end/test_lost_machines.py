@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Cluster
 from metadata_server import metadata_server
 from ray_runs import (
     SMOOTH,
+    Cluster,
     joined_node,
     kill_survivors,
     kill_tree,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Cluster
+from ray_runs import Cluster
 
 HUNGRY = """
 import sys

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Cluster
 from ray_runs import (
     FROZEN,
+    Cluster,
     newest_step,
     output,
     start,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Cluster
+from ray_runs import Cluster
 
 from hai.sweep.records import TrialRecord, parse_trials
 
