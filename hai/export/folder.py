@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -105,11 +106,12 @@ def _keep_others(target: Path, folder: Path) -> None:
 
 
 def _link(source: str | Path, copy: str | Path) -> None:
-    """Give a file a second place on its disk, or copy it where the disk cannot."""
-    try:
-        os.link(source, copy, follow_symlinks=False)
-    except (OSError, NotImplementedError):
-        shutil.copy2(source, copy, follow_symlinks=False)
+    """Give a file a second place on its disk; copy it where the disk cannot, and a link as the link that it is."""
+    with contextlib.suppress(OSError):
+        if not os.path.islink(source):
+            os.link(source, copy)
+            return
+    shutil.copy2(source, copy, follow_symlinks=False)
 
 
 def _replace(target: Path, folder: Path, old: Path) -> None:

@@ -138,7 +138,7 @@ def _owned(location: Location, say: Callable[[str], None]) -> Any:
         yield owner
     except HaiError:
         raise
-    except Exception:
+    except Exception:  # whatever it is goes on to who called; here it is only written down
         with contextlib.suppress(OSError), open(owner.location.path / LOG, "a", encoding="utf-8") as log:
             log.write(without_secrets(traceback.format_exc()))
         raise
