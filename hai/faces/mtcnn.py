@@ -38,6 +38,7 @@ _POOLS: Final[dict[str, tuple[_Pool, ...]]] = {
 
 Weights = dict[str, dict[str, Tensor]]
 Boxes = NDArray[np.float32]
+Sums = NDArray[np.int32] | NDArray[np.int64]
 
 
 def load_weights(folder: Path | None = None) -> Weights:
@@ -94,9 +95,7 @@ class Mtcnn:
             Boxes (left, top, right, bottom) in pixels, possibly beyond the image, [N, 4], and the probability of a face
             in each, highest first, [N].
         """
-        sums = np.zeros((image.shape[0] + 1, image.shape[1] + 1, 3), dtype=np.int64)
-        np.cumsum(image, axis=0, out=sums[1:, 1:])
-        np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
+        sums = _sums(image)
         boxes = self._propose(sums)
         boxes, scores, move = self._judge(sums, _square(boxes), "rnet", _SIFTED, self._thresholds[1])
         keep = _suppress(boxes, scores, 0.7, inclusive=False)
@@ -106,7 +105,7 @@ class Mtcnn:
         keep = _suppress(boxes, scores, 0.7, of_smaller=True)
         return boxes[keep], scores[keep]
 
-    def _propose(self, sums: NDArray[np.int64]) -> Boxes:
+    def _propose(self, sums: Sums) -> Boxes:
         """Slide the first network over a pyramid of the image; returns its boxes, moved as it says, [N, 4]."""
         height, width = sums.shape[0] - 1, sums.shape[1] - 1
         whole = np.array([[0, 0, width, height]])
@@ -126,9 +125,7 @@ class Mtcnn:
         moved: Boxes = every[:, :4] + every[:, 5:] * sides
         return moved
 
-    def _judge(
-        self, sums: NDArray[np.int64], boxes: Boxes, name: str, size: int, threshold: float
-    ) -> tuple[Boxes, Boxes, Boxes]:
+    def _judge(self, sums: Sums, boxes: Boxes, name: str, size: int, threshold: float) -> tuple[Boxes, Boxes, Boxes]:
         """Look at each box with a network; returns those that hold a face, their scores and where they should move."""
         edges = np.trunc(boxes).astype(np.int64)
         edges[:, :2] = np.maximum(edges[:, :2], 1) - 1
@@ -143,7 +140,15 @@ class Mtcnn:
         return boxes[holds], face[holds, 1], move[holds]
 
 
-def _shrunk(sums: NDArray[np.int64], edges: NDArray[np.int64], height: int, width: int) -> Tensor:
+def _sums(image: NDArray[np.uint8]) -> Sums:
+    """Add up all pixels above and left of each corner of an image [H, W, 3]; returns [H + 1, W + 1, 3]."""
+    number = np.int32 if image.size // 3 * 255 < 2**31 else np.int64
+    pixels = torch.from_numpy(image.astype(number, order="C"))  # a copy: what comes in may be read-only or reversed
+    sums = F.pad(pixels.cumsum(0, dtype=pixels.dtype).cumsum(1, dtype=pixels.dtype), (0, 0, 1, 0, 1, 0))
+    return sums.numpy()  # type: ignore[no-any-return]
+
+
+def _shrunk(sums: Sums, edges: NDArray[np.int64], height: int, width: int) -> Tensor:
     """Scale parts of an image by averaging areas, all parts at once.
 
     Args:
@@ -159,11 +164,16 @@ def _shrunk(sums: NDArray[np.int64], edges: NDArray[np.int64], height: int, widt
     wide, high = (edges[:, 2:3] - edges[:, :1]), (edges[:, 3:4] - edges[:, 1:2])
     left, right = edges[:, :1] + across[:-1] * wide // width, edges[:, :1] - (-across[1:] * wide // width)
     top, bottom = edges[:, 1:2] + down[:-1] * high // height, edges[:, 1:2] - (-down[1:] * high // height)
-    rows, columns = (top[:, :, None], bottom[:, :, None]), (left[:, None], right[:, None])
-    total = (
-        sums[rows[1], columns[1]] - sums[rows[0], columns[1]] - sums[rows[1], columns[0]] + sums[rows[0], columns[0]]
-    )
-    area = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    corners, per_row = sums.reshape(-1, 3), sums.shape[1]
+
+    def at(row: NDArray[np.int64], column: NDArray[np.int64]) -> Sums:
+        return corners.take(row[:, :, None] * per_row + column[:, None], axis=0)  # thrice as fast as sums[row, column]
+
+    total = at(bottom, right)
+    total -= at(top, right)
+    total -= at(bottom, left)
+    total += at(top, left)
+    area = (bottom - top)[:, :, None] * (right - left)[:, None]
     return torch.from_numpy((total / area[..., None]).astype(np.float32)).permute(0, 3, 1, 2)
 
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -322,3 +323,10 @@ def test_docs_show_commands_that_parse(path):
         for word in words:
             if word.startswith("configs/"):
                 assert (ROOT / word).exists(), line
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_docs_say_nothing_twice(path):
+    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    counted = Counter(line for line in text.splitlines() if line.startswith("#") or len(line) > 60)
+    assert not [line for line, count in counted.items() if count > 1 and not line.startswith("|")]
