@@ -128,8 +128,9 @@ class Plan:
         self._queued += 1
 
     def has_scored(self, pictures: int, seconds: float) -> None:
-        """Take note of a batch that was scored."""
+        """Take note of a batch that was scored; one without pictures was a rehearsal, which takes longer than most."""
         self._queued -= 1
-        self._scored += pictures
-        self._scoring += seconds
+        if pictures:
+            self._scored += pictures
+            self._scoring += seconds
         self._slowest = max(self._slowest, seconds)

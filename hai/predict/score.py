@@ -106,6 +106,8 @@ def score_rows(
     with Lanes(models, devices, flip=flip) as lanes, closing(found):
         batches = _Batches(lanes, plan, lambda key, logits: _settle(rows[key], logits, how), deadline)
         for done, (job, pictures) in enumerate(found, 1):
+            if done == 1 and math.isfinite(seconds):  # the readers go on meanwhile
+                batches.rehearse(np.zeros((lanes.batch_size, view.size, view.size, 3), np.uint8))
             row = rows[job.key]
             plan.has_read(
                 video=is_video(job.source),
@@ -159,6 +161,13 @@ class _Batches:
         self._logits: dict[int, Floats] = {}
         self._left: dict[int, int] = {}
 
+    def rehearse(self, pixels: NDArray[np.uint8]) -> None:
+        """Have every device score a batch that belongs to nobody: how long one takes is known before any is begun."""
+        for _ in range(self._lanes.num_lanes):
+            self._waiting[self._lanes.submit(pixels)] = []
+            self._plan.has_queued()
+        self._collect(0)
+
     def add(self, key: int, pixels: NDArray[np.uint8]) -> None:
         """Take the pictures [N, S, S, 3] of a file; returns when there is room for more, or no time."""
         self._left[key] = len(pixels)
@@ -201,7 +210,7 @@ class _Batches:
                 return
 
     def _take(self, places: list[tuple[int, int, int]], scored: Scored) -> None:
-        self._plan.has_scored(scored.logits.shape[1], scored.seconds)
+        self._plan.has_scored(scored.logits.shape[1] if places else 0, scored.seconds)
         at = 0
         for key, start, count in places:
             if key not in self._logits:

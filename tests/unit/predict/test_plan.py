@@ -145,6 +145,10 @@ class Device:
         self._free = 0.0
         self._ends: dict[Future[Scored], tuple[float, Scored]] = {}
 
+    @property
+    def num_begun(self) -> int:
+        return len(self._ends)
+
     def __enter__(self) -> Device:
         return self
 
@@ -174,7 +178,14 @@ def frames_at_once(view: View, job: Job) -> Pictures:
 
 @pytest.mark.parametrize(
     ("videos", "frames", "slow_from", "scored", "end"),
-    [(40, 16, 99, 9, 9.0), (40, 64, 99, 2, 9.0), (1, 640, 99, 0, 9.0), (1, 640, 4, 0, 10.0), (7, 16, 99, 7, 7.0)],
+    [
+        (40, 16, 99, 8, 9.0),  # the first second of each goes to the rehearsal
+        (40, 64, 99, 2, 9.0),
+        (1, 640, 99, 0, 9.0),
+        (1, 640, 4, 0, 10.0),
+        (7, 16, 99, 7, 8.0),
+        (7, 16, 0, 0, 10.0),
+    ],
 )
 def test_what_was_read_waits_for_the_model_no_longer_than_the_limit(
     videos: int, frames: int, slow_from: int, scored: int, end: float, monkeypatch: pytest.MonkeyPatch
@@ -192,5 +203,6 @@ def test_what_was_read_waits_for_the_model_no_longer_than_the_limit(
     devices = [torch.device("cpu")]
     score.score_rows(rows, [], View(2, "resize", 1.0), frames=frames, seconds=10.0, devices=devices, in_processes=True)
     assert world.now == end
+    assert slow_from or device.num_begun == 1  # after a rehearsal that took too long
     assert [len(row.logits) for row in rows].count(1) == scored
     assert not any(row.error for row in rows)
