@@ -35,6 +35,7 @@ __all__ = [
     "load_run_id",
     "local_folder",
     "locate",
+    "newest_attempt",
     "open_remote",
     "run_id_in",
     "settle",
@@ -304,11 +305,13 @@ def locate(storage: str, name: str) -> Location:
             return Location(folder, None)
         return _locate_work(Mount(folder), name)
     bucket = Bucket(f"{storage.rstrip('/')}/{name}")
-    names = reach(bucket.url, lambda: bucket.names(""))
-    attempts = [int(match[1]) for item in names if (match := _ATTEMPT.fullmatch(item))]
-    if attempts:
-        bucket = bucket.inside(f"attempt-{max(attempts)}")
-    return _locate_work(bucket, name)
+    return _locate_work(reach(bucket.url, lambda: newest_attempt(bucket)), name)
+
+
+def newest_attempt(bucket: Bucket) -> Bucket:
+    """Return the folder on a bucket where a run lives: its newest `attempt-N/`, or its own where there is none."""
+    attempts = [int(match[1]) for item in bucket.names("") if (match := _ATTEMPT.fullmatch(item))]
+    return bucket.inside(f"attempt-{max(attempts)}") if attempts else bucket
 
 
 def _locate_work(remote: Remote, name: str) -> Location:

@@ -12,7 +12,7 @@ from typing import Any
 from hai.checkpoint import records
 from hai.checkpoint.owner import STALE_S, Owner, new_run_id
 from hai.checkpoint.reach import reach
-from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate, open_remote
+from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate, newest_attempt, open_remote
 from hai.config.text import parse_yaml
 from hai.errors import CheckpointError
 from hai.types import Record
@@ -35,12 +35,14 @@ class RunRow:
 
 
 def read_run_file(run: str, name: str) -> bytes:
-    """Read a small file of a run, a folder or a URL; empty when it is absent.
+    """Read a small file of a run, a folder or a URL, of its newest attempt; empty when it is absent.
 
     Raises:
         StorageError: the storage does not answer.
     """
     remote = open_remote(run)
+    if isinstance(remote, Bucket):
+        return reach(run, lambda: newest_attempt(remote).read(name)) or b""
     if remote is not None:
         return reach(run, lambda: remote.read(name)) or b""
     path = local_folder(run) / name

@@ -10,7 +10,7 @@ from benchmarks.faults.wire import FaultyWire
 from hai.checkpoint.find import load_reference
 from hai.checkpoint.owner import Owner, is_owner
 from hai.checkpoint.remote import check_storage, locate
-from hai.checkpoint.runs import list_runs, restart_run
+from hai.checkpoint.runs import list_runs, read_run_file, restart_run
 from hai.checkpoint.store import RunFolder
 from hai.errors import StorageError
 
@@ -70,9 +70,14 @@ def test_a_run_survives_the_loss_of_its_machine(s3):
     assert (checkpoint.step, config.read_text(encoding="utf-8")) == (2, "task: detector\n")
     assert load_reference(f"{URL}/run/checkpoints/step_00000004", report=lines.append)[0].step == 4
 
+    assert read_run_file(f"{URL}/run", "run.yaml") == b"task: detector\n"
     restart_run(URL, "run", lines.append)
     fresh = locate(URL, "run")
     assert fresh.remote.url == f"{URL}/run/attempt-2"
+    assert read_run_file(f"{URL}/run", "run.yaml") == b""
+    config.write_text("task: ranker\n", encoding="utf-8")
+    fresh.remote.put(config, "run.yaml")
+    assert read_run_file(f"{URL}/run", "run.yaml") == b"task: ranker\n"
     second = Owner(fresh, lines.append)
     assert is_owner(fresh, second.acquire())
     second.release()
