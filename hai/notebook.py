@@ -60,9 +60,10 @@ _DRIVE: Final = "drive/MyDrive"
 _WIDTH: Final = 100
 _REDRAW_SECONDS: Final = 0.25
 _COMMAND: Final = (
-    "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.argv[0] = 'hai'; "  # ends with its kernel
-    "from hai.cli import main; main()"
+    "import fcntl, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "fcntl.ioctl(0, termios.TIOCSCTTY, 0); sys.argv[0] = 'hai'; from hai.cli import main; main()"
 )
+"""Ends with its kernel, which closes the terminal, even where `nohup` started the notebook's server."""
 
 
 def is_colab() -> bool:

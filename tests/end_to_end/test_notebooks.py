@@ -183,19 +183,23 @@ def _interrupt(client: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_command_does_not_outlive_its_kernel(tmp_path: Path) -> None:
+@pytest.mark.parametrize("started", [[], ["nohup"]], ids=["as usual", "nohup"])
+def test_a_command_does_not_outlive_its_kernel(tmp_path: Path, started: list[str]) -> None:
+    ready = tmp_path / "ready"
+    sleep = f"import time, pathlib; pathlib.Path({str(ready)!r}).touch(); time.sleep(600)"
     code = (
         "import subprocess, sys\nfrom hai import notebook\n"
-        "notebook._COMMAND = notebook._COMMAND.partition('from hai.cli')[0] + 'import time; time.sleep(600)'\n"
+        f"notebook._COMMAND = notebook._COMMAND.partition('from hai.cli')[0] + {sleep!r}\n"
         "notebook.run('sleeps', 'canary-of-the-kernel')"
     )
-    kernel = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    sleeping: list[psutil.Process] = []
-    while not sleeping:
+    kernel = subprocess.Popen(
+        [*started, sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
+    )
+    while not ready.exists():
         assert kernel.poll() is None
-        sleeping = [
-            child for child in psutil.Process(kernel.pid).children() if "canary-of-the-kernel" in child.cmdline()
-        ]
+        time.sleep(0.05)
+    sleeping = [child for child in psutil.Process(kernel.pid).children() if "canary-of-the-kernel" in child.cmdline()]
+    assert sleeping
     kernel.kill()
     kernel.wait()
     assert psutil.wait_procs(sleeping, timeout=60)[1] == []
