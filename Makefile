@@ -11,13 +11,13 @@ unexport RAY_ADDRESS
 test test-all: export RAY_AUTH_MODE := disabled
 test test-all: export RAY_worker_niceness := 0
 
-# What starts Ray takes longest, so it goes first and the unit tests and the rest beside it, on what it leaves; their output
-# comes last. Ray would lower its workers' priority, and gives its own processes half a minute to start.
+# What starts Ray takes longest, so it goes first and beside it, on what it leaves, two halves of the rest; their output comes
+# last. Ray would lower its workers' priority, and gives its own processes half a minute to start.
 define parts
 	@logs=$$(mktemp -d); trap 'kill $$ray $$unit 2>/dev/null; rm -rf "$$logs"' EXIT INT TERM; \
 	$(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and ray" > "$$logs/ray" 2>&1 & ray=$$!; \
-	nice -n 19 $(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and not ray" tests/unit > "$$logs/unit" 2>&1 & unit=$$!; \
-	nice -n 19 $(BIN)/python -m pytest -m "($(1)) and not ray" --ignore=tests/unit; rest=$$?; \
+	nice -n 19 $(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and not ray" tests/unit tests/end_to_end > "$$logs/unit" 2>&1 & unit=$$!; \
+	nice -n 19 $(BIN)/python -m pytest -m "($(1)) and not ray" --ignore=tests/unit --ignore=tests/end_to_end; rest=$$?; \
 	wait $$unit; code=$$?; cat "$$logs/unit"; rest=$$((rest || code)); \
 	wait $$ray; code=$$?; cat "$$logs/ray"; exit $$((rest || code))
 endef

@@ -8,10 +8,10 @@ functions, so that what is left of the ratio is what reading ahead, processes an
 is counted for nobody; the start of the reading processes is counted for `hai predict`, but not that of the server they
 are forked from.
 
-- `videos_ratio`, `images_ratio`: files per second of `hai predict` over those of the script with facenet-pytorch, each
-  repeat one after the other; the value is the median, `low` and `high` the smallest and largest.
-- `videos_ratio_own_parts`, `images_ratio_own_parts`: the same against the script of hai's functions.
-- `difference`, `difference_own_parts`: largest between the probabilities of `hai predict` and of a script.
+- `videos_over_script`, `images_over_script`: files per second of `hai predict` over those of the script with
+  facenet-pytorch, each repeat one after the other; the value is the median, `low` and `high` the smallest and largest.
+- `videos_over_own_parts`, `images_over_own_parts`: the same against the script of hai's functions.
+- `difference_*`: largest between the probabilities of `hai predict` and of a script.
 - `limit_share`: seconds for the videos over the limit, which is half of what they took without one. At most 1.
 - `limit_files_scored`: share of them that got a score by then, from fewer frames if need be.
 - `*_files_per_second`: of each.
@@ -56,8 +56,8 @@ Picture = NDArray[np.uint8]
 Find = Callable[[list[Picture]], list[bytes]]
 
 FRAMES, SIZE = 8, 224
-FLOORS = {"videos_ratio": 2.0}
-MOST_DIFFERENCE = {"": 1e-3, "_own_parts": 1e-5}
+FLOORS = {"videos_over_script": 2.0}
+MOST_DIFFERENCE = {"script": 1e-3, "own_parts": 1e-5}
 """facenet-pytorch's boxes are hai's to 0.01 pixels, so the square around one may be rounded to the next pixel."""
 CUT = CropSettings(frames=FRAMES, image_size=SIZE)
 CONFIG = (
@@ -68,7 +68,7 @@ CONFIG = (
 def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record that has a floor says whether it keeps it."""
     model = _model()
-    faces_by = {"": find_by_package(), "_own_parts": find_by_hai}
+    faces_by = {"script": find_by_package(), "own_parts": find_by_hai}
     with tempfile.TemporaryDirectory(prefix="hai-predict-") as name:
         sets = {
             "videos": draw_videos(Path(name) / "videos", 8 if quick else 24),
@@ -87,7 +87,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
                 rates[kind].append(len(files) / seconds)
                 for script, find in faces_by.items():
                     seconds, others = _timed(lambda files=files, find=find: scored_one_by_one(files, model, find))
-                    rates[kind + script].append(len(files) / seconds)
+                    rates[f"{kind}_{script}"].append(len(files) / seconds)
                     differences[script].append(max(abs(a - b) for a, b in zip(own, others, strict=True)))
             limit = len(sets["videos"]) / rates["videos"][-1] / 2
             taken, scored = _timed(lambda limit=limit: predicted(sets["videos"], model, limit))
@@ -95,10 +95,10 @@ def run(quick: bool) -> list[dict[str, Any]]:
             reached.append(len(scored) / len(sets["videos"]))
     records = [record("limit_share", shares, most=1.0), record("limit_files_scored", reached)]
     for script, most in MOST_DIFFERENCE.items():
-        records.append(record(f"difference{script}", differences[script], most=most))
+        records.append(record(f"difference_{script}", differences[script], most=most))
         for kind in sets:
-            name = f"{kind}_ratio{script}"
-            records.append(record(name, ratios(rates[kind], rates[kind + script]), floor=FLOORS.get(name)))
+            name = f"{kind}_over_{script}"
+            records.append(record(name, ratios(rates[kind], rates[f"{kind}_{script}"]), floor=FLOORS.get(name)))
     return records + [record(f"{name}_files_per_second", values) for name, values in rates.items()]
 
 

@@ -145,7 +145,7 @@ def _sums(image: NDArray[np.uint8]) -> Sums:
     number = np.int32 if image.size // 3 * 255 < 2**31 else np.int64
     pixels = torch.from_numpy(image.astype(number, order="C"))  # a copy: what comes in may be read-only or reversed
     sums = F.pad(pixels.cumsum(0, dtype=pixels.dtype).cumsum(1, dtype=pixels.dtype), (0, 0, 1, 0, 1, 0))
-    return sums.numpy()  # type: ignore[no-any-return]
+    return sums.numpy()
 
 
 def _shrunk(sums: Sums, edges: NDArray[np.int64], height: int, width: int) -> Tensor:
@@ -167,7 +167,8 @@ def _shrunk(sums: Sums, edges: NDArray[np.int64], height: int, width: int) -> Te
     corners, per_row = sums.reshape(-1, 3), sums.shape[1]
 
     def at(row: NDArray[np.int64], column: NDArray[np.int64]) -> Sums:
-        return corners.take(row[:, :, None] * per_row + column[:, None], axis=0)  # thrice as fast as sums[row, column]
+        found: Sums = corners.take(row[:, :, None] * per_row + column[:, None], axis=0)  # thrice as fast as sums[y, x]
+        return found
 
     total = at(bottom, right)
     total -= at(top, right)

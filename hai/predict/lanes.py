@@ -48,11 +48,19 @@ class Lanes:
 
     Args:
         models: on any device, all with the same input; copies go to the other devices.
-        devices: where to compute.
+        devices: where to compute; one that is named twice has two lanes.
         flip: average with the mirrored picture.
+        num_threads: of each lane on a CPU; None: as many as torch takes.
     """
 
-    def __init__(self, models: Sequence[Trained], devices: Sequence[torch.device], *, flip: bool = False) -> None:
+    def __init__(
+        self,
+        models: Sequence[Trained],
+        devices: Sequence[torch.device],
+        *,
+        flip: bool = False,
+        num_threads: int | None = None,
+    ) -> None:
         self.num_lanes = len(devices)
         self.batch_size = _BATCH_SIZE.get(devices[0].type, _SMALL_BATCH)
         self._flip = flip
@@ -60,8 +68,9 @@ class Lanes:
         for device in devices:
             self._copies.put([_on(device, model) for model in models])
         self._own = threading.local()
+        self._threads_before = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(
-            len(devices), "hai-lane", initializer=self._begin, initargs=(torch.get_num_threads(),)
+            len(devices), "hai-lane", initializer=self._begin, initargs=(num_threads or self._threads_before,)
         )
 
     def __enter__(self) -> Lanes:
@@ -73,6 +82,7 @@ class Lanes:
     ) -> None:
         """Drop what waits, and end the threads."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(self._threads_before)  # the lanes' number would be that of every thread from now on
 
     def submit(self, pixels: NDArray[np.uint8]) -> Future[Scored]:
         """Score pictures [B, S, S, 3] on the next free device."""

@@ -77,7 +77,10 @@ def score_rows(
     heavy = todo if view.cut is not None else videos
     if in_processes is None:
         in_processes = bool(videos) or len(heavy) > _FEW or (bool(heavy) and math.isfinite(seconds))
-    devices = devices or all_devices()
+    devices, num_threads = list(devices or all_devices()), None
+    if in_processes and all(device.type == "cpu" for device in devices):
+        # Threads that compute one batch together wait for each other actively: time that the readers need.
+        devices, num_threads = devices * num_cores(), 1
     plan = Plan(
         frames,
         num_images=len(todo) - len(videos),
@@ -103,7 +106,7 @@ def score_rows(
     found: Generator[tuple[Job, Pictures], None, None] = read_ahead(
         jobs(), view, in_processes=in_processes, num_workers=num_cores(), stop=plan.is_over
     )
-    with Lanes(models, devices, flip=flip) as lanes, closing(found):
+    with Lanes(models, devices, flip=flip, num_threads=num_threads) as lanes, closing(found):
         batches = _Batches(lanes, plan, lambda key, logits: _settle(rows[key], logits, how), deadline)
         for done, (job, pictures) in enumerate(found, 1):
             if done == 1 and math.isfinite(seconds):  # the readers go on meanwhile

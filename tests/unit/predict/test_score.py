@@ -122,6 +122,20 @@ def test_threads_leave_torch_as_it_was(files: list[Path]) -> None:
     assert torch.get_num_threads() == before
 
 
+def test_lanes_leave_torch_as_it_was_and_agree_however_many_threads_compute(trained: Trained) -> None:
+    before = torch.get_num_threads()
+    pixels = np.random.default_rng(0).integers(0, 256, (5, VIEW.size, VIEW.size, 3), dtype=np.uint8)
+    cpu = torch.device("cpu")
+    with Lanes([trained], [cpu]) as one, Lanes([trained], [cpu, cpu], num_threads=1) as two:
+        expected = one.submit(pixels).result().logits
+        found = [future.result().logits for future in [two.submit(pixels) for _ in range(4)]]
+        (inside,) = {two._pool.submit(torch.get_num_threads).result() for _ in range(4)}
+    assert inside == 1
+    assert torch.get_num_threads() == before
+    for logits in found:
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
 def dies_at_three(view: View, job: Job) -> Pictures:
     if job.key == 3:
         assert multiprocessing.parent_process() is not None, "the command itself would end"
