@@ -32,6 +32,8 @@ _FEW: Final = 4
 """Images with faces that are read without starting processes for them."""
 _AHEAD: Final = 2
 """Batches waiting for each device."""
+_CPU_LANES: Final = 4
+"""Batches that a CPU scores at once, at most: each takes memory."""
 
 Floats = NDArray[np.float64]
 
@@ -80,7 +82,8 @@ def score_rows(
     devices, num_threads = list(devices or all_devices()), None
     if in_processes and all(device.type == "cpu" for device in devices):
         # Threads that compute one batch together wait for each other actively: time that the readers need.
-        devices, num_threads = devices * num_cores(), 1
+        devices = devices * min(num_cores(), _CPU_LANES)
+        num_threads = max(1, num_cores() // len(devices))
     plan = Plan(
         frames,
         num_images=len(todo) - len(videos),
