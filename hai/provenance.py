@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import hai
+from hai.cpus import num_cpus
 from hai.masking import SECRET_NAMES, without_secrets
 from hai.types import Record
 
@@ -81,11 +82,10 @@ def git_commit() -> str | None:
 
 def describe_hardware() -> Record:
     """Describe the machine: `system`, `cpu`, `num_cpus` (usable by this process), `memory_gb`, `gpus` (names)."""
-    affinity = getattr(os, "sched_getaffinity", None)
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
-        "num_cpus": len(affinity(0)) if affinity else os.cpu_count() or 1,
+        "num_cpus": num_cpus(),
         "memory_gb": _memory_gb(),
         "gpus": _gpu_names(),
     }

@@ -24,6 +24,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.cpus import num_cpus
 from hai.data.images import decode_image
 from hai.errors import DataError
 from hai.paths import cache_folder
@@ -65,7 +66,7 @@ class Content:
 
 def num_threads() -> int:
     """Return how many threads hide the waiting for files: more than the CPUs, since hashing and decoding need few."""
-    return min(32, len(os.sched_getaffinity(0)) + 4 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 4)
+    return min(32, num_cpus() + 4)
 
 
 def in_threads(

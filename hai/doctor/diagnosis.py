@@ -10,6 +10,7 @@ from pathlib import Path
 from hai.config.load import load_config
 from hai.config.schema import RunConfig
 from hai.config.sweep import is_sweep, load_sweep
+from hai.cpus import num_cpus
 from hai.data.kaggle import is_kaggle
 from hai.data.remote import is_url
 from hai.doctor.advice import Advice, advise
@@ -17,7 +18,7 @@ from hai.doctor.cards import Card, check_cards, check_on_torch, read_cards, torc
 from hai.doctor.cluster import check_ray, join_cluster
 from hai.doctor.credentials import check_clouds, check_hub, check_kaggle, check_kaggle_data, check_wandb
 from hai.doctor.findings import Finding, fine, from_error, problem
-from hai.doctor.machine import check_folders, check_machine, check_packages, num_cpus
+from hai.doctor.machine import check_folders, check_machine, check_packages
 from hai.doctor.storage import check_place, check_room_for_checkpoints
 from hai.errors import HaiError
 from hai.launch.room import Machine

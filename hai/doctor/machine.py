@@ -19,7 +19,7 @@ from hai.doctor.findings import Finding, fine, problem, tilde, warning
 from hai.paths import cache_folder
 from hai.provenance import describe_hardware
 
-__all__ = ["check_folders", "check_machine", "check_packages", "free_memory", "num_cpus", "write_error"]
+__all__ = ["check_folders", "check_machine", "check_packages", "free_memory", "write_error"]
 
 _LEAST_MEMORY: Final = 3e9  # Ray, its workers' Python and torch, before any model
 _LEAST_SHARED: Final = 1e9
@@ -78,11 +78,6 @@ def check_machine() -> Iterator[Finding]:
             yield fine("memory", text)
     yield from check_shared_memory()
     yield from _open_files()
-
-
-def num_cpus() -> int:
-    """Count the CPUs that this process may use."""
-    return int(describe_hardware()["num_cpus"])
 
 
 def free_memory(groups: Path = Path("/sys/fs/cgroup"), table: Path = Path("/proc/meminfo")) -> float | None:

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from hai.faces.crops import Harvest, crop_file
 from hai.faces.settings import CropSettings
 
-__all__ = ["CRASHED", "Cropper", "Job", "crop_in_processes", "num_cores", "work_in_processes"]
+__all__ = ["CRASHED", "Cropper", "Job", "crop_in_processes", "work_in_processes"]
 
 JobT = TypeVar("JobT", bound=tuple[Any, ...])
 ResultT = TypeVar("ResultT")
@@ -43,11 +43,6 @@ class Job(NamedTuple):
 
 Cropper = Callable[[Iterable[Job], CropSettings, Callable[[], bool]], Iterator[tuple[Job, Harvest]]]
 """Takes jobs, settings and what says that it should stop; yields results as they come, in any order."""
-
-
-def num_cores() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def crop_in_processes(

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from hai.console import plain, print_table
+from hai.cpus import num_cpus
 from hai.faces.contact import CONTACT_SHEET
 from hai.faces.crops import Harvest, crop_file
-from hai.faces.pool import CRASHED, Cropper, Job, crop_in_processes, num_cores
+from hai.faces.pool import CRASHED, Cropper, Job, crop_in_processes
 from hai.faces.preprocess import Request, run_preprocessing
 from hai.faces.settings import PREPROCESS, CropSettings
 from hai.progress import progress_bar
@@ -64,7 +65,7 @@ def _cropper(num_workers: int | None, stack: ExitStack) -> Cropper:
 
     named = os.environ.get("RAY_ADDRESS")
     if named == "local" or not (named or live_address(lambda line: None)):
-        return functools.partial(crop_in_processes, num_workers=num_workers or num_cores())
+        return functools.partial(crop_in_processes, num_workers=num_workers or num_cpus())
     ray = stack.enter_context(connected(_say))
     return functools.partial(crop_on_ray, ray=ray, num_workers=num_workers)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from hai.config.schema import RunConfig
 from hai.context import Context
+from hai.cpus import num_cpus
 from hai.distributed import Workers
 from hai.launch.plan import Plan
 from hai.loop import train
@@ -35,7 +35,7 @@ def run_worker(
 ) -> Record:
     """Prepare and train one worker's part of a run and return the summary."""
     config = RunConfig.model_validate_json(plan.config)
-    torch.set_num_threads(config.scale.cpus_per_worker or max(1, (os.cpu_count() or 1) // local_world_size))
+    torch.set_num_threads(config.scale.cpus_per_worker or max(1, num_cpus() // local_world_size))
     context = Context(
         storage=plan.storage,
         name=plan.name,

@@ -6,7 +6,6 @@ each frame is looked at instead.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hai.cpus import num_cpus
 from hai.data.images import decode_image, fit_image
 from hai.errors import DataError, HaiError
 from hai.faces.boxes import Face, square_around
@@ -196,5 +196,4 @@ def load_picture(path: Path, layout: Layout) -> Image:
 
 def num_threads() -> int:
     """Return how many threads decode images."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_THREADS, usable)
+    return min(_MOST_THREADS, num_cpus())

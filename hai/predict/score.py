@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hai.faces.pool import num_cores
+from hai.cpus import num_cpus
 from hai.predict.aggregate import aggregate
 from hai.predict.ahead import read_ahead
 from hai.predict.files import Row, is_video
@@ -82,18 +82,18 @@ def score_rows(
     devices, num_threads = list(devices or all_devices()), None
     if in_processes and all(device.type == "cpu" for device in devices):
         # Threads that compute one batch together wait for each other actively: time that the readers need.
-        devices = devices * min(num_cores(), _CPU_LANES)
-        num_threads = max(1, num_cores() // len(devices))
+        devices = devices * min(num_cpus(), _CPU_LANES)
+        num_threads = max(1, num_cpus() // len(devices))
     plan = Plan(
         frames,
         num_images=len(todo) - len(videos),
         num_videos=len(videos),
-        num_readers=num_cores(),
+        num_readers=num_cpus(),
         num_lanes=len(devices),
         deadline=deadline,
     )
     if math.isfinite(seconds):
-        todo = _both_kinds_first(todo, set(videos), 2 * num_cores())
+        todo = _both_kinds_first(todo, set(videos), 2 * num_cpus())
 
     def jobs() -> Iterator[Job]:
         said = False
@@ -107,7 +107,7 @@ def score_rows(
             yield Job(key, row.source, wanted, row.is_ready)
 
     found: Generator[tuple[Job, Pictures], None, None] = read_ahead(
-        jobs(), view, in_processes=in_processes, num_workers=num_cores(), stop=plan.is_over
+        jobs(), view, in_processes=in_processes, num_workers=num_cpus(), stop=plan.is_over
     )
     with Lanes(models, devices, flip=flip, num_threads=num_threads) as lanes, closing(found):
         batches = _Batches(lanes, plan, lambda key, logits: _settle(rows[key], logits, how), deadline)

@@ -36,6 +36,7 @@ LAYERS = [
         "hai.provenance",
         "hai.progress",
         "hai.console",
+        "hai.cpus",
         "hai.masking",
         "hai.live",
         "hai.packages",

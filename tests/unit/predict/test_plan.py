@@ -194,7 +194,7 @@ def test_what_was_read_waits_for_the_model_no_longer_than_the_limit(
     device = Device(world, lambda number: 1.0 if number < slow_from else 60.0)
     monkeypatch.setattr(pool, "_started", lambda *_: AtOnce())
     monkeypatch.setattr(ahead, "load_pictures", frames_at_once)
-    monkeypatch.setattr(score, "num_cores", lambda: 16)
+    monkeypatch.setattr(score, "num_cpus", lambda: 16)
     monkeypatch.setattr(score, "Lanes", lambda *_, **__: device)
     monkeypatch.setattr(score, "wait", device.wait)
     monkeypatch.setattr(score, "Plan", partial(Plan, clock=lambda: world.now))
