@@ -53,7 +53,7 @@ def test_hardware_counts_equal_gpus() -> None:
 def test_commit_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "hai"
     package.mkdir()
-    for name in ("__init__", "types", "provenance", "masking"):
+    for name in ("__init__", "types", "provenance", "masking", "cpus"):
         package.joinpath(f"{name}.py").write_bytes(Path(hai.__file__).with_name(f"{name}.py").read_bytes())
     code = "import hai.provenance as p; print(p.git_commit())"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
