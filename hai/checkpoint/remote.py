@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -32,6 +32,7 @@ __all__ = [
     "check_storage",
     "is_bucket",
     "is_mount",
+    "last_attempt",
     "load_run_id",
     "local_folder",
     "locate",
@@ -310,8 +311,14 @@ def locate(storage: str, name: str) -> Location:
 
 def newest_attempt(bucket: Bucket) -> Bucket:
     """Return the folder on a bucket where a run lives: its newest `attempt-N/`, or its own where there is none."""
-    attempts = [int(match[1]) for item in bucket.names("") if (match := _ATTEMPT.fullmatch(item))]
-    return bucket.inside(f"attempt-{max(attempts)}") if attempts else bucket
+    attempt = last_attempt(bucket.names(""))
+    return bucket.inside(attempt) if attempt else bucket
+
+
+def last_attempt(names: Iterable[str]) -> str | None:
+    """Return the newest `attempt-N` among the names in a run's folder, if there is one."""
+    numbers = [int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name))]
+    return f"attempt-{max(numbers)}" if numbers else None
 
 
 def _locate_work(remote: Remote, name: str) -> Location:

@@ -12,7 +12,17 @@ from typing import Any
 from hai.checkpoint import records
 from hai.checkpoint.owner import STALE_S, Owner, new_run_id
 from hai.checkpoint.reach import reach
-from hai.checkpoint.remote import Bucket, Mount, Remote, is_bucket, local_folder, locate, newest_attempt, open_remote
+from hai.checkpoint.remote import (
+    Bucket,
+    Mount,
+    Remote,
+    is_bucket,
+    last_attempt,
+    local_folder,
+    locate,
+    newest_attempt,
+    open_remote,
+)
 from hai.config.text import parse_yaml
 from hai.errors import CheckpointError
 from hai.types import Record
@@ -41,10 +51,8 @@ def read_run_file(run: str, name: str) -> bytes:
         StorageError: the storage does not answer.
     """
     remote = open_remote(run)
-    if isinstance(remote, Bucket):
-        return reach(run, lambda: newest_attempt(remote).read(name)) or b""
     if remote is not None:
-        return reach(run, lambda: remote.read(name)) or b""
+        return reach(run, lambda: (newest_attempt(remote) if isinstance(remote, Bucket) else remote).read(name)) or b""
     path = local_folder(run) / name
     return path.read_bytes() if path.is_file() else b""
 
@@ -61,9 +69,9 @@ def list_runs(storage: str) -> list[RunRow]:
 
 def _row(remote: Remote, name: str) -> RunRow | None:
     names = remote.names(name)
-    attempts = sorted(int(item.removeprefix("attempt-")) for item in names if re.fullmatch(r"attempt-\d{1,9}", item))
-    folder = f"{name}/attempt-{attempts[-1]}" if attempts else name
-    if attempts:
+    attempt = last_attempt(names)
+    folder = f"{name}/{attempt}" if attempt else name
+    if attempt:
         names = remote.names(folder)
     if not {records.SUMMARY, records.CONFIG} & set(names):
         return None
