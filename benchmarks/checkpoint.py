@@ -11,7 +11,8 @@ the time.
 - `whole_cpu_ratio`, `whole_wall_ratio`: what a checkpoint takes until it is whole on the disk, with everything that the
   thread does, over torch.save.
 - `extra_memory_copies`: peak memory of a process that saves three times above what it holds in any case, in units of
-  the state, to a tenth: some MB are blocks on their way; at most 1.0. `torch_save_memory_copies`: torch.save's.
+  the state, to a tenth: some MB are blocks on their way; at most 1.0. `torch_save_memory_copies`: torch.save's. Left
+  out with --quick.
 - `load_ratio`: seconds to load and verify a checkpoint over torch.load of the same state.
 
 Run alone with `python -m benchmarks.checkpoint [--quick]`.
@@ -49,9 +50,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record says whether it keeps its floor."""
     model, state = build_state()
     with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
-        measured = _measured(Path(scratch), model, state, 2 if quick else 9)
-    size = _bytes(model, state)
-    copies = {kind: [_peak_copies(kind, size)] for kind in ("hai", "torch")}
+        measured = _measured(Path(scratch), model, state, 1 if quick else 7)
+    copies = [] if quick else _memory_records(_bytes(model, state))
     own, peer = measured["hai"], measured["torch"]
     waits, peer_waits = ([save.blocked.wall for save in saves] for saves in (own, peer))
     return [
@@ -60,8 +60,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
         record("whole_wall_ratio", ratios([save.whole for save in own], [save.whole for save in peer], 0)),
         record("whole_cpu_ratio", ratios([save.whole for save in own], [save.whole for save in peer], 1)),
         record("load_ratio", ratios(measured["load"], measured["torch load"], 0)),
-        record("extra_memory_copies", copies["hai"], most=COPIES),
-        record("torch_save_memory_copies", copies["torch"]),
+        *copies,
         record("blocked_milliseconds", [1000 * seconds for seconds in waits]),
         record("torch_save_milliseconds", [1000 * seconds for seconds in peer_waits]),
     ]
@@ -123,6 +122,13 @@ def _measured(scratch: Path, model: Tensors, state: Tensors, repeats: int) -> di
 
 def _bytes(*parts: Tensors) -> int:
     return sum(tensor.nbytes for part in parts for tensor in part.values())
+
+
+def _memory_records(size: int) -> list[dict[str, Any]]:
+    return [
+        record("extra_memory_copies", [_peak_copies("hai", size)], most=COPIES),
+        record("torch_save_memory_copies", [_peak_copies("torch", size)]),
+    ]
 
 
 def _peak_copies(kind: str, size: int) -> float:

@@ -12,7 +12,7 @@ dropout, finite checks, training metrics and their records, TensorBoard events a
   0.05. The median over evaluations, `low` and `high` their extremes.
 - `loop_milliseconds`, `bare_milliseconds`, `evaluation_seconds`: what these are made of.
 
-Run alone with `python -m benchmarks.loop [--quick]`.
+Run alone with `python -m benchmarks.loop [--quick]`; quick: in this process, without Ray.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ CONFIG: dict[str, Any] = {
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record says whether it keeps its floor."""
-    interval, evaluations = (60, 2) if quick else (300, 7)
+    interval, evaluations = (60, 2) if quick else (250, 5)
     with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
-        _train_on_ray({"scratch": scratch, "interval": interval, "evaluations": evaluations})
+        if quick:
+            _measure(Path(scratch), interval, evaluations, report=lambda record: None)
+        else:
+            _train_on_ray({"scratch": scratch, "interval": interval, "evaluations": evaluations})
         measured = json.loads((Path(scratch) / "measured.json").read_text(encoding="utf-8"))
     blocks = [sum(own) / sum(bare) for own, bare in zip(measured["own"], measured["bare"], strict=True)]
     step = statistics.median([second for block in measured["own"] for second in block])
@@ -92,20 +95,16 @@ def _on_worker(spec: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(spec["cpus"])
-    measured = _measured(
+    _measure(
         Path(spec["scratch"]), spec["interval"], spec["evaluations"], report=lambda record: ray.train.report(record)
     )
-    (Path(spec["scratch"]) / "measured.json").write_text(json.dumps(measured), encoding="utf-8")
 
 
-def _measured(
-    scratch: Path, interval: int, evaluations: int, *, report: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
+def _measure(scratch: Path, interval: int, evaluations: int, *, report: Callable[[dict[str, Any]], object]) -> None:
     """Train with both loops by turns.
 
-    Returns:
-        Seconds of the steps of both loops, in blocks between evaluations; and seconds of the step before each
-        evaluation together with it.
+    Writes `measured.json`: seconds of the steps of both loops, in blocks between evaluations; and seconds of the step
+    before each evaluation together with it.
     """
     from hai.context import Context
     from hai.loop import train
@@ -129,11 +128,12 @@ def _measured(
     own = [after - before for before, after in zip(left, entered[1:], strict=False)]
     bare = [after - before for before, after in zip(entered, left, strict=True)]
     blocks = [range(interval * i + 10, interval * (i + 1) - 1) for i in range(evaluations)]  # 10 steps to warm up
-    return {
+    measured = {
         "own": [[own[k] for k in block] for block in blocks],
         "bare": [[bare[k] for k in block] for block in blocks],
         "pauses": [own[interval * (i + 1) - 1] for i in range(evaluations)],
     }
+    (scratch / "measured.json").write_text(json.dumps(measured), encoding="utf-8")
 
 
 def _bare_loop(config: RunConfig, task: Any) -> Callable[[], None]:

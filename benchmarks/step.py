@@ -44,7 +44,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
         steps = _steps(model, batch)
         losses = [step() for step in steps.values()]  # picks kernels, makes the optimizers' state
         timed = {key: _seconds(step) for key, step in steps.items()}
-        taken = interleaved(timed, 2 if quick else 7)
+        taken = interleaved(timed, 1 if quick else 5)
         records += [
             record(f"{name}_ratio", ratios(taken["usual"], taken["ours"]), floor=floor),
             record(f"{name}_loss_difference", [abs(losses[0] - losses[1])], most=1e-4),
