@@ -122,11 +122,11 @@ class Change(NamedTuple):
     """One kind of change to the images of a batch."""
 
     chosen: Tensor
-    """Which examples drew it, bool [B]."""
+    """Which examples drew it, bool [B, 1, 1, 1]."""
     change: Callable[..., Tensor]
     """Takes float32 [B, 3, H, W] on the scale 0-255, which it may work on in place, and the parameters."""
     parameters: tuple[Tensor, ...] = ()
-    """What each example drew for it, [B] each."""
+    """What each example drew for it, [B, 1, 1, 1] each."""
 
 
 def augment(image: Tensor, index: Tensor, config: AugmentConfig, *, seed: int, epoch: int) -> Tensor:
@@ -147,14 +147,15 @@ def augment(image: Tensor, index: Tensor, config: AugmentConfig, *, seed: int, e
 
 def draw_changes(index: Tensor, config: AugmentConfig, *, seed: int, epoch: int) -> list[Change]:
     """Draw the changes to a batch, in their order, without those that the config rules out; arguments of `augment`."""
-    drawn = device_draws.uniform(seed, epoch, index[:, None], torch.arange(len(Draw), device=index.device))
+    index = index[:, None, None, None]
+    drawn = device_draws.uniform(seed, epoch, index, torch.arange(len(Draw), device=index.device).view(-1, 1, 1, 1, 1))
     changes = []
     if config.flip:
-        changes.append(Change(drawn[:, Draw.FLIP] < config.flip, _flip))
+        changes.append(Change(drawn[Draw.FLIP] < config.flip, _flip))
     if config.rotation_probability and config.rotation_degrees:
-        turn = _around(0.0, config.rotation_degrees, drawn[:, Draw.ROTATION_ANGLE])
-        changes.append(Change(drawn[:, Draw.ROTATION] < config.rotation_probability, rotate, (turn,)))
-    jittered = drawn[:, Draw.JITTER] < config.jitter_probability
+        angle = _around(0.0, config.rotation_degrees, drawn[Draw.ROTATION_ANGLE])
+        changes.append(Change(drawn[Draw.ROTATION] < config.rotation_probability, rotate, (turn(angle),)))
+    jittered = drawn[Draw.JITTER] < config.jitter_probability
     for change, centre, spread, draw in (
         (adjust_brightness, 1.0, config.brightness, Draw.BRIGHTNESS),
         (adjust_contrast, 1.0, config.contrast, Draw.CONTRAST),
@@ -162,16 +163,16 @@ def draw_changes(index: Tensor, config: AugmentConfig, *, seed: int, epoch: int)
         (shift_hue, 0.0, config.hue, Draw.HUE),
     ):
         if config.jitter_probability and spread:
-            changes.append(Change(jittered, change, (_around(centre, spread, drawn[:, draw]),)))
+            changes.append(Change(jittered, change, (_around(centre, spread, drawn[draw]),)))
     if config.blur_probability:
         least, most = config.blur_sigma
-        sigma = least + drawn[:, Draw.BLUR_SIGMA] * (most - least)
+        sigma = least + drawn[Draw.BLUR_SIGMA] * (most - least)
         change = functools.partial(blur, radius=math.ceil(3 * most))
-        changes.append(Change(drawn[:, Draw.BLUR] < config.blur_probability, change, (sigma,)))
+        changes.append(Change(drawn[Draw.BLUR] < config.blur_probability, change, (sigma,)))
     if config.noise_probability and config.noise_std:
         keys = device_draws.hash_keys(seed, epoch, index, int(Draw.NOISE_PIXELS))
         change = functools.partial(add_noise, std=255 * config.noise_std)
-        changes.append(Change(drawn[:, Draw.NOISE] < config.noise_probability, change, (keys,)))
+        changes.append(Change(drawn[Draw.NOISE] < config.noise_probability, change, (keys,)))
     return changes
 
 
@@ -184,7 +185,7 @@ def apply_changes(image: Tensor, changes: Sequence[Change]) -> Tensor:
     value = _as_float(image)
     if value.device.type != "cpu":
         for chosen, change, parameters in changes:
-            value = torch.where(_per_example(chosen), change(value.clone(), *parameters), value)
+            value = torch.where(chosen, change(value.clone(), *parameters), value)
         return value
     for row, own in enumerate(changes_by_example(changes, len(value))):
         part = value[row : row + 1]
@@ -195,15 +196,15 @@ def apply_changes(image: Tensor, changes: Sequence[Change]) -> Tensor:
 
 
 ExampleChanges = list[tuple[Callable[..., Tensor], tuple[Tensor, ...]]]
-"""The changes that one example drew, with parameters of shape [1]."""
+"""The changes that one example drew, with parameters of shape [1, 1, 1, 1]."""
 
 
 def changes_by_example(changes: Sequence[Change], count: int) -> list[ExampleChanges]:
     """List for each of `count` examples on a CPU the changes that it drew."""
     own: list[ExampleChanges] = [[] for _ in range(count)]
     for chosen, change, parameters in changes:
-        rows = [parameter[:, None].unbind() for parameter in parameters]
-        for row in chosen.nonzero().flatten().tolist():
+        rows = [parameter.chunk(count) for parameter in parameters]
+        for row in chosen.flatten().nonzero().flatten().tolist():
             own[row].append((change, tuple(parameter[row] for parameter in rows)))
     return own
 
@@ -248,56 +249,60 @@ def _flip(value: Tensor) -> Tensor:
     return value.flip(-1)
 
 
-def _per_example(parameter: Tensor) -> Tensor:
-    return parameter[:, None, None, None]
+def turn(degrees: Tensor) -> Tensor:
+    """Return angles as complex numbers of length 1, computed in double precision."""
+    angle = degrees.double() * (math.pi / 180)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
 
 
-def rotate(value: Tensor, degrees: Tensor) -> Tensor:
-    """Rotate [B, 3, S, S] counter-clockwise by degrees [B] around the centre."""
-    size = value.shape[-1]
-    angle = degrees[:, None, None] * (math.pi / 180)
-    cos, sin = angle.cos(), angle.sin()
-    centred = (torch.arange(size, device=value.device, dtype=torch.float32) * 2 + (1 - size)) / size
-    x, y = centred[None, None, :], centred[None, :, None]
-    grid = torch.complex(x * cos, x * sin) + torch.complex(-y * sin, y * cos)  # (x + iy) turned: where to look
+def rotate(value: Tensor, turned: Tensor) -> Tensor:
+    """Rotate [B, 3, S, S] counter-clockwise around the centre by the angles of complex [B, 1, 1, 1]."""
+    grid = _centred(value.shape[-1], value.device) * turned[..., 0]  # where to look
     return F.grid_sample(value, torch.view_as_real(grid), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _centred(size: int, device: torch.device) -> Tensor:
+    """Return the centres of S x S pixels between -1 and 1 as x + iy, complex [S, S]."""
+    line = (torch.arange(size, device=device, dtype=torch.float32) * 2 + (1 - size)) / size
+    return torch.complex(*torch.meshgrid(line, line, indexing="xy"))
+
+
 def adjust_brightness(value: Tensor, factor: Tensor) -> Tensor:
-    """Scale [B, 3, H, W] by factor [B], in place."""
-    return value.mul_(_per_example(factor)).clamp_(0, 255)
+    """Scale [B, 3, H, W] by factor [B, 1, 1, 1], in place."""
+    return value.mul_(factor).clamp_(0, 255)
 
 
 def adjust_contrast(value: Tensor, factor: Tensor) -> Tensor:
-    """Move [B, 3, H, W] away from the mean grey of its image by factor [B], in place."""
-    levels = _grey(value).mul_(256).round_().to(torch.int32)  # whole numbers: their sum is exact in any order
-    mean = levels.sum(dim=(1, 2, 3), dtype=torch.int64).float() / (256 * levels[0].numel())
-    return _blend(value, _per_example(mean), factor)
+    """Move [B, 3, H, W] away from the mean grey of its image by factor [B, 1, 1, 1], in place."""
+    levels = _grey(value, 256).round_()  # whole numbers, whose sum is exact in any order
+    mean = levels.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64) / (256 * levels[0].numel())
+    return value.mul_(factor).add_(mean.float() * (1 - factor)).clamp_(0, 255)
 
 
 def adjust_saturation(value: Tensor, factor: Tensor) -> Tensor:
-    """Move [B, 3, H, W] away from the grey of each pixel by factor [B], in place."""
-    return _blend(value, _grey(value), factor)
+    """Move [B, 3, H, W] away from the grey of each pixel by factor [B, 1, 1, 1], in place."""
+    return value.lerp_(_grey(value), 1 - factor).clamp_(0, 255)
 
 
 def shift_hue(value: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of [B, 3, H, W] by turns [B] of the HSV circle.
+    """Turn the hue of [B, 3, H, W] by turns [B, 1, 1, 1] of the HSV circle.
 
     Source: Smith, Color gamut transform pairs, SIGGRAPH 1978. With h in [0, 6) the way back is
     least + chroma x clamp(w, 0, 1), where w = |h - 3| - 1 for R, 2 - |h - 2| for G and 2 - |h - 4| for B.
     """
-    red, green, blue = value[:, 0:1], value[:, 1:2], value[:, 2:3]
-    most = torch.maximum(torch.maximum(red, green), blue)
-    least = torch.minimum(torch.minimum(red, green), blue)
+    red, green, blue = value.chunk(3, dim=1)
+    most, least = value.amax(1, keepdim=True), value.amin(1, keepdim=True)
     chroma = most - least
     not_red, not_green = (most - red).sign_(), (most - green).sign_()  # 0 or 1, where lerp is exact
     sextant = (blue - red).add_(chroma, alpha=2).lerp_((red - green).add_(chroma, alpha=4), not_green)
     sextant = (green - blue).lerp_(sextant, not_red)
-    hue = sextant.div_(chroma.clamp(min=1e-6)).add_(_per_example(turns) * 6)  # grey pixels: any hue gives them back
+    hue = sextant.div_(chroma.clamp(min=1e-6)).add_(turns, alpha=6)  # grey pixels: any hue gives them back
     hue.sub_((hue / 6).floor_(), alpha=6)
     centres, signs, offsets = _hue_way_back(value.device)
-    weight: Tensor = (hue - centres).abs_().mul_(signs).add_(offsets).clamp_(0, 1)
-    return weight.mul_(chroma).add_(least)
+    weight = (hue - centres).abs_().mul_(signs).add_(offsets).clamp_(0, 1)
+    return torch.addcmul(least, weight, chroma)
 
 
 @functools.cache
@@ -308,12 +313,12 @@ def _hue_way_back(device: torch.device) -> Tensor:
 
 
 def blur(value: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
-    """Blur [B, 3, H, W] with Gaussians of sigma [B] pixels, cut off at radius pixels; H and W exceed the radius."""
+    """Blur [B, 3, H, W] with Gaussians of sigma [B, 1, 1, 1] pixels, cut off at radius; H and W exceed the radius."""
     taps = [torch.exp(-(distance**2) / (2 * sigma * sigma)) for distance in range(radius + 1)]
     total = taps[0]
     for tap in taps[1:]:
         total = total + 2 * tap
-    weights = [_per_example(tap / total) for tap in taps]
+    weights = [tap / total for tap in taps]
     for axis, pad in ((3, (radius, radius, 0, 0)), (2, (0, 0, radius, radius))):
         size = value.shape[axis]
         padded = F.pad(value, pad, mode="reflect")
@@ -325,18 +330,13 @@ def blur(value: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
 
 
 def add_noise(value: Tensor, keys: Tensor, *, std: float) -> Tensor:
-    """Add normal noise to [B, 3, H, W], in place; each value is a function of keys [B] and its place."""
+    """Add normal noise to [B, 3, H, W], in place; each value is a function of keys [B, 1, 1, 1] and its place."""
     count, channels, height, width = value.shape
-    noise = device_draws.normal(keys, height * width * channels).view(count, height, width, channels)
+    noise = device_draws.normal(keys.flatten(), height * width * channels).view(count, height, width, channels)
     return value.add_(noise.mul_(std).permute(0, 3, 1, 2)).clamp_(0, 255)
 
 
-def _grey(value: Tensor) -> Tensor:
-    """Weigh R, G and B as ITU-R BT.601 does: [B, 1, H, W]."""
-    red, green, blue = value[:, 0:1], value[:, 1:2], value[:, 2:3]
-    return (red * 0.2989).add_(green * 0.587).add_(blue * 0.114)
-
-
-def _blend(value: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    scale = _per_example(factor)
-    return value.mul_(scale).add_(other * (1 - scale)).clamp_(0, 255)
+def _grey(value: Tensor, scale: float = 1) -> Tensor:
+    """Weigh R, G and B as ITU-R BT.601 does, on a scale so many times as large: [B, 1, H, W]."""
+    red, green, blue = value.chunk(3, dim=1)
+    return (red * (0.2989 * scale)).add_(green, alpha=0.587 * scale).add_(blue, alpha=0.114 * scale)

@@ -84,7 +84,7 @@ def test_no_buffer_is_filled_again_before_it_is_copied(device: torch.device) -> 
 def test_a_saved_copy_does_not_see_what_training_does_next(device: torch.device) -> None:
     weight = torch.randn(64, 32, 3, 3).to(device, memory_format=torch.channels_last)
     count, buffers = torch.zeros((), dtype=torch.int64, device=device), Buffers()
-    expected = weight.cpu()
+    expected = weight.cpu().clone()
     for _ in range(2):  # the second time into the same memory
         copies = buffers.copy({"weight": weight, "count": count})
         kept = {name: value.clone() for name, value in copies.items()}
@@ -93,4 +93,4 @@ def test_a_saved_copy_does_not_see_what_training_does_next(device: torch.device)
         assert all(torch.equal(copies[name], kept[name]) for name in kept)
         assert torch.equal(copies["weight"], expected)
         assert copies["weight"].device == CPU
-        expected = weight.cpu()
+        expected = weight.cpu().clone()

@@ -44,7 +44,7 @@ def unit(picture: Tensor) -> Tensor:
         (module.adjust_saturation, tv.adjust_saturation, [0.0, 0.7, 1.3, 2.0]),
         (module.shift_hue, tv.adjust_hue, [-0.5, -0.05, 0.2, 0.5]),
         (
-            module.rotate,
+            lambda value, degrees: module.rotate(value, module.turn(degrees)),
             lambda image, degrees: tv.rotate(image, degrees, interpolation=InterpolationMode.BILINEAR),
             [-15.0, 3.7, 90.0, 180.0],
         ),
@@ -58,7 +58,7 @@ def unit(picture: Tensor) -> Tensor:
 )
 def test_change_is_torchvision_s(change, reference, parameters) -> None:  # type: ignore[no-untyped-def]
     original = pictures(4)
-    changed = change(unit(original) * 255, torch.tensor(parameters))
+    changed = change(unit(original) * 255, torch.tensor(parameters)[:, None, None, None])
     for one, before, parameter in zip(changed, original, parameters, strict=True):
         expected = reference(unit(before), parameter) * 255
         assert float((one - expected).abs().max()) < 0.01
@@ -113,7 +113,7 @@ def test_masks_and_rows_give_the_same() -> None:
     assert augment(picture.to("meta"), index.to("meta"), ALL, seed=5, epoch=2).shape == rows.shape
     value = picture.float().contiguous()
     for chosen, change, parameters in module.draw_changes(index, ALL, seed=5, epoch=2):
-        value = torch.where(chosen[:, None, None, None], change(value.clone(), *parameters), value)
+        value = torch.where(chosen, change(value.clone(), *parameters), value)
     assert torch.equal(value, rows)
 
 
