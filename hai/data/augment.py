@@ -203,7 +203,7 @@ def changes_by_example(changes: Sequence[Change], count: int) -> list[ExampleCha
     """List for each of `count` examples on a CPU the changes that it drew."""
     own: list[ExampleChanges] = [[] for _ in range(count)]
     for chosen, change, parameters in changes:
-        rows = [parameter.chunk(count) for parameter in parameters]
+        rows = [parameter.chunk(max(count, 1)) for parameter in parameters]
         for row in chosen.flatten().nonzero().flatten().tolist():
             own[row].append((change, tuple(parameter[row] for parameter in rows)))
     return own

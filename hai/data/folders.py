@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from hai.errors import DataError
 from hai.types import SPLITS
 
 __all__ = ["VIDEO_SUFFIXES", "class_folders", "label_of", "visible", "walk"]
@@ -46,9 +47,13 @@ def class_folders(root: Path, classes: Sequence[str]) -> Iterator[tuple[int, int
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder with its files, both in sorted order; links are followed, but no folder is entered twice."""
+    """Yield each folder with its files, both in sorted order; links are followed, but no folder is entered twice.
+
+    Raises:
+        DataError: a folder in it cannot be read.
+    """
     seen: set[str] = set()
-    for current, folders, files in os.walk(folder, followlinks=True):
+    for current, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(current)
         if real in seen:
             folders.clear()
@@ -56,3 +61,7 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         seen.add(real)
         folders[:] = sorted(inner for inner in folders if not inner.startswith(".") and inner != _LITTER)
         yield current, sorted(file for file in files if not file.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read ({error.strerror}); allow it, or take the folder out") from error

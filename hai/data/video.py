@@ -91,7 +91,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
     try:
         limits = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-        container = av.open(str(path), options=limits, metadata_errors="replace")
+        # whole, or FFmpeg takes what stands before a colon for a protocol
+        container = av.open(str(path.absolute()), options=limits, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         if path.is_file() and path.stat().st_size == 0:
             raise DataError("the file is empty") from None

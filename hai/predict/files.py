@@ -71,6 +71,8 @@ def check_output(target: Path) -> list[str]:
     """Make the folder of an output file; return what is wrong with it, a line each."""
     if target.is_dir():
         return [f"--output = {target}; is a folder; name a file such as {target / 'predictions.csv'}"]
+    if target.exists() and not target.is_file():
+        return [f"--output = {target}; is no plain file; name one such as predictions.csv"]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".hai-"):

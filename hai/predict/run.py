@@ -158,7 +158,7 @@ def predict_files(
     """
     from hai.predict.score import score_rows
 
-    distinct = list(dict.fromkeys(views))
+    distinct = sorted(dict.fromkeys(views), key=lambda view: view.cut is not None)  # last, so that its faces are told
     show = stack.enter_context(progress_bar("scoring", "files"))
     fewest = frames
     for number, view in enumerate(distinct):

@@ -1,6 +1,7 @@
 """Videos: which frames come, upright, and what damage does."""
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,12 @@ def test_frames_are_spread_over_the_whole_video(tmp_path, suffix, codec):
 def test_a_short_video_gives_every_frame_once(tmp_path):
     path = save_video(tmp_path / "a.mp4", numbered(7))
     assert [number_of(frame.image) for frame in read_frames(path, 16)] == list(range(7))
+
+
+def test_a_time_of_day_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+    path = save_video(tmp_path / "a.mp4", numbered(3)).rename(tmp_path / "2024-05-01T12:30:00.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(read_frames(Path(path.name), 3))) == 3
 
 
 def test_a_turned_video_is_set_upright(tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def test_links_are_followed_and_other_endings_are_counted(tmp_path: Path, capsys
         assert [name for name, _ in find_files(str(tmp_path / "in"), stack)] == ["b.png", "linked/a.png"]
     said = capsys.readouterr().err
     assert said.endswith("left out as neither images nor videos by their names: 2 with .dat, 1 with no ending\n")
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("open", "closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(b"")
+    scandir = os.scandir
+
+    def scan(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with (
+        ExitStack() as stack,
+        pytest.raises(DataError, match=r"closed: cannot be read \(Permission denied\); allow it"),
+    ):
+        list(find_files(str(tmp_path), stack))
 
 
 def test_a_sample_finds_names_whose_letters_were_taken_apart(tmp_path: Path) -> None:

@@ -247,6 +247,11 @@ def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> Non
         assert line.startswith(start), line
 
 
+def test_output_that_is_no_plain_file(run: Path, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--output = /dev/null; is no plain file; name one such as predictions\.csv"):
+        run_prediction([str(run)], [str(folder)], "/dev/null")
+
+
 def test_output_that_cannot_be_written(run: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"--output = .*; the folder cannot be written"):
@@ -380,8 +385,15 @@ def test_faces_are_cut_as_in_training(raw: Path, tmp_path: Path, capsys) -> None
     never = {row["filename"]: row for row in predict(trained, source, tmp_path, frames=4, faces="never")}
     assert never["person1.mp4"]["num_faces"] == "0"
     assert never["person1.mp4"]["probability_fake"] != rows["person1.mp4"]["probability_fake"]
-    always = predict(save_run(tmp_path / "runs", "plain"), source / "person1.mp4", tmp_path, frames=4, faces="always")
+    plain = save_run(tmp_path / "runs", "plain")
+    always = predict(plain, source / "person1.mp4", tmp_path, frames=4, faces="always")
     assert always[0]["num_faces"] == "4"
+    for checkpoints in ([trained, plain], [plain, trained]):
+        output = tmp_path / "both.csv"
+        assert (
+            run_prediction([str(run) for run in checkpoints], [str(source / "person1.mp4")], str(output), frames=4) == 0
+        )
+        assert table(output)[0]["num_faces"] == "4"
 
 
 def test_a_detector_that_is_not_here_is_said_at_once(run: Path, folder: Path, tmp_path: Path) -> None:
