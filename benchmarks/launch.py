@@ -76,7 +76,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
         if not quick:
             contestants["resume"] = bench.resume
         found = interleaved(contestants, 1 if quick else 3)
-        large = {} if quick else interleaved({"resume": bench.large_resume, "fresh": bench.large_fresh}, 2)
+        large = {} if quick else interleaved({"resume": bench.large_resume, "fresh": bench.large_fresh}, 1)
     bare, whole = found["bare"], found["whole"]
     records = [
         record("run_ratio", ratios([one["run"] for one in whole], [one["run"] for one in bare]), most=RUN_RATIO),

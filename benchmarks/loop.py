@@ -40,7 +40,7 @@ CONFIG: dict[str, Any] = {
 
 def run(quick: bool) -> list[dict[str, Any]]:
     """Measure; each record says whether it keeps its floor."""
-    interval, evaluations = (60, 2) if quick else (250, 5)
+    interval, evaluations = (60, 2) if quick else (200, 5)
     with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
         if quick:
             _measure(Path(scratch), interval, evaluations, report=lambda record: None)

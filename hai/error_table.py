@@ -126,7 +126,9 @@ def _ranges(values: Floats, words: Range, step: float, unknown: str) -> list[tup
     known = np.isfinite(rounded)
     ranges = []
     if known.any():
-        cuts = np.unique(np.quantile(rounded[known], np.arange(1, _MOST_BINS) / _MOST_BINS, method="higher"))
+        cuts = np.quantile(rounded[known], np.arange(1, _MOST_BINS) / _MOST_BINS, method="higher")
+        second = np.unique(rounded[known])[:2].max()  # a cut at the smallest would have nothing below it
+        cuts = np.unique(np.maximum(cuts, second))
         bins = np.searchsorted(cuts, rounded, side="right")
         for number in np.unique(bins[known]).tolist():
             chosen = known & (bins == number)

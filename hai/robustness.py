@@ -17,6 +17,7 @@ from hai.data.content import num_threads
 from hai.data.disturb import DISTURBANCES, Disturbance, disturb
 from hai.data.images import decode_image, fit_image
 from hai.data.manifest import Manifest
+from hai.errors import DataError
 from hai.memory import free_memory, is_out_of_memory
 from hai.rank_results import comparisons_among
 from hai.results import probability_of
@@ -34,6 +35,8 @@ _CHANGES: Final = (Disturbance("none", 0.0), *DISTURBANCES)
 _AT_ONCE: Final = 16
 _MOST_BYTES: Final = 200e6
 """Images that are read at once, fewer where they are large: of all their changes together."""
+_MOST_PIXELS: Final = 50e6
+"""Of the files that are being changed at once, 60 bytes each: fewer threads where they are large."""
 
 
 def measure_robustness(
@@ -105,14 +108,22 @@ def _loaded(
     layout = trained.layout
 
     def load(row: int) -> NDArray[np.uint8]:
-        image = decode_image(manifest.read(row), layout.max_megapixels)
         key = int.from_bytes(manifest.sha256[row, :8].tobytes(), "little")
-        found = [image if change.kind == "none" else disturb(image, change, key) for change in _CHANGES]
-        return np.stack([fit_image(picture, layout.size, layout.geometry) for picture in found])
+        found = np.empty((len(_CHANGES), layout.size, layout.size, 3), np.uint8)
+        try:
+            image = decode_image(manifest.read(row), layout.max_megapixels)
+            for number, change in enumerate(_CHANGES):  # one after the other: each may have 40 megapixels
+                changed = image if change.kind == "none" else disturb(image, change, key)
+                found[number] = fit_image(changed, layout.size, layout.geometry)
+        except (DataError, OSError) as error:  # Pillow writes no JPEG of more than 65,500 pixels a side
+            raise DataError(f"{manifest.path[row]}: {error}; leave it out of --robustness") from error
+        return found
 
     size = max(1, min(_AT_ONCE, int(_MOST_BYTES / (len(_CHANGES) * 3 * layout.size**2))))
     chunks = iter([rows[start : start + size] for start in range(0, len(rows), size)])
-    with ThreadPoolExecutor(num_threads(), thread_name_prefix="disturb") as pool:
+    largest = int((manifest.width[rows].astype(np.int64) * manifest.height[rows]).max())
+    threads = max(1, min(num_threads(), int(_MOST_PIXELS / max(largest, 1))))
+    with ThreadPoolExecutor(threads, thread_name_prefix="disturb") as pool:
         waiting: deque[tuple[NDArray[np.int64], list[Future[NDArray[np.uint8]]]]] = deque()
         try:
             while True:

@@ -69,6 +69,20 @@ def test_equal_values_stay_together_in_ranges_that_do_not_overlap():
     ]
 
 
+@pytest.mark.parametrize(
+    ("values", "counts", "ranges"),
+    [
+        ([75, 95], [160, 40], [("75", 160), ("95", 40)]),
+        ([75, 95], [40, 160], [("75", 40), ("95", 160)]),
+        ([75, 80, 95], [120, 30, 50], [("75", 120), ("80", 30), ("95", 50)]),
+    ],
+)
+def test_the_smallest_value_has_a_range_however_common_it_is(values, counts, ranges):
+    quality = np.repeat(np.array(values, dtype=float), counts)
+    table = error_table(scores_of([0, 1] * 100, [0.5] * 200), 0.5, facts_of(200, quality=quality))
+    assert [(record["range"], record["n"]) for record in table] == ranges
+
+
 def test_the_interval_is_wilsons_for_single_images_and_wider_for_groups():
     rng = np.random.default_rng(0)
     for share in (0.1, 0.5, 0.97):

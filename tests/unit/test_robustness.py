@@ -15,6 +15,7 @@ from ranked_run import save_ranker
 from trained_run import save_image, save_run
 
 from hai.data.disturb import DISTURBANCES, Disturbance, disturb
+from hai.errors import DataError
 from hai.evaluation import evaluate_checkpoint
 from hai.robustness import sample_rows
 from hai.score_scale import Scale
@@ -130,6 +131,24 @@ def test_where_memory_runs_out_fewer_images_are_predicted_at_once(
         record["robustness"]["conditions"], evaluated[0]["robustness"]["conditions"], strict=True
     ):
         assert values_of(found) == pytest.approx(values_of(expected), abs=1e-6)
+
+
+def test_large_files_are_changed_one_after_the_other_and_what_has_no_jpeg_is_named(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hai import robustness
+
+    threads = []
+    pool = robustness.ThreadPoolExecutor
+    monkeypatch.setattr(robustness, "ThreadPoolExecutor", lambda count, **named: threads.append(count) or pool(count))
+    monkeypatch.setattr(robustness, "_MOST_PIXELS", 3e6)
+    for number, size in enumerate([(1000, 1100), (40, 40), (66000, 8)]):
+        save_image(tmp_path / "test" / ("real", "fake")[number % 2] / f"{number}.png", number, size=size)
+        if number == 1:
+            evaluate_checkpoint(str(run), str(tmp_path), output=str(tmp_path / "out"), robustness=True)
+    assert threads == [2]
+    with pytest.raises(DataError, match=r"2\.png: .*; leave it out of --robustness"):
+        evaluate_checkpoint(str(run), str(tmp_path), output=str(tmp_path / "out"), robustness=True)
 
 
 def test_a_ranker_is_measured_too(data: Path, tmp_path: Path) -> None:
