@@ -186,7 +186,7 @@ def _two_workers(scratch: Path) -> list[dict[str, Any]]:
         subprocess.run(command, capture_output=True, check=True, cwd=_ROOT, env=environment, timeout=300)
         return _examples_per_second(storage / "faces")
 
-    found = interleaved({"one": lambda: train(1), "two": lambda: train(2)}, 3)
+    found = interleaved({"one": lambda: train(1), "two": lambda: train(2)}, 2)
     return [
         record("two_workers_ratio", ratios(found["two"], found["one"])),
         record("one_worker_examples_per_second", found["one"]),

@@ -52,6 +52,7 @@ __all__ = [
     "change_example",
     "changes_by_example",
     "degrade",
+    "degrades",
     "draw_changes",
     "draw_in_threads",
     "normalise",
@@ -116,6 +117,12 @@ def degrade(image: NDArray[np.uint8], config: AugmentConfig, drawn: NDArray[np.f
         quality = low + int(drawn[Draw.JPEG_QUALITY] * (high - low + 1))
         image = compress(image, quality)
     return image
+
+
+def degrades(drawn: NDArray[np.float64], config: AugmentConfig) -> NDArray[np.bool_]:
+    """Tell for rows [N, 6] of `draw_in_threads` which images `degrade` changes, [N]."""
+    resized: NDArray[np.bool_] = drawn[:, Draw.RESIZE] < config.resize_probability
+    return resized | (drawn[:, Draw.JPEG] < config.jpeg_probability)
 
 
 class Change(NamedTuple):

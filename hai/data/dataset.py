@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hai.config.schema import RunConfig
-from hai.data.augment import Change, Draw, degrade, draw_changes, draw_in_threads
+from hai.data.augment import Change, Draw, degrade, degrades, draw_changes, draw_in_threads
 from hai.data.cache import open_cache
 from hai.data.images import decode_image, fit_image
 from hai.data.inputs import ModelInputs
@@ -112,6 +112,17 @@ class ImageDataset:
         if training:
             changes = draw_changes(batch["index"], self.config.augment, seed=self.config.seed, epoch=epoch)
         return {**batch, "image": self._inputs(batch["image"], changes)}
+
+    def load_images(self, rows: NDArray[np.int64], drawn: NDArray[np.float64] | None, out: NDArray[np.uint8]) -> None:
+        """Load the images of manifest rows [N] into contiguous [N, S, S, 3]; arguments and errors of `load_image`."""
+        left: Iterable[int] = range(len(rows))
+        if self._cache is not None and self._cache.read_squares(rows, out):
+            left = () if drawn is None else np.flatnonzero(degrades(drawn, self.config.augment)).tolist()
+        for place in left:
+            target = out[place]
+            image = self.load_image(int(rows[place]), None if drawn is None else drawn[place], target)
+            if image is not target:
+                target[...] = image
 
     def load_image(
         self, row: int, drawn: NDArray[np.float64] | None = None, out: NDArray[np.uint8] | None = None
@@ -208,11 +219,8 @@ class _Load:
         return len(self.rows)
 
     def load(self, start: int, stop: int, out: NDArray[np.uint8]) -> None:
-        for place, row in enumerate(self.rows[start:stop].tolist()):
-            target = out[place]
-            image = self._dataset.load_image(row, None if self._drawn is None else self._drawn[start + place], target)
-            if image is not target:
-                target[...] = image
+        drawn = None if self._drawn is None else self._drawn[start:stop]
+        self._dataset.load_images(self.rows[start:stop], drawn, out)
 
 
 def _parent(source: str, configured: Iterable[str]) -> str:

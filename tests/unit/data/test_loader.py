@@ -21,7 +21,7 @@ from hai.config.schema import RunConfig
 from hai.data.augment import MEAN, STD
 from hai.data.dataset import ImageDataset
 from hai.data.images import decode_image, fit_image
-from hai.data.loader import RING, RingLoader
+from hai.data.loader import RING, RingLoader, _Crew
 from hai.data.manifest import Manifest, build_manifest
 from hai.errors import DataError
 from hai.order import Order
@@ -156,6 +156,22 @@ def test_threads_end_when_the_loader_is_part_of_a_cycle() -> None:
         loader.itself = loader  # type: ignore[attr-defined]
         del loader
     gc.collect()
+
+
+def test_a_thread_ends_when_it_was_stopped_from_within_its_own_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection of garbage in the thread itself, after it has looked for work and before it waits."""
+    crew, wait = _Crew(), threading.Condition.wait
+
+    def collect_first(condition: threading.Condition, timeout: float | None = None) -> bool:
+        if threading.current_thread() is thread and not crew._stopping:
+            crew.stop()
+        return wait(condition, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait", collect_first)
+    thread = threading.Thread(target=crew.work, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
 
 
 def test_it_runs_in_a_thread_of_its_own() -> None:
