@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from hai.console import print_table, shown_bytes
 from hai.errors import ConfigError
-from hai.paths import cache_folder
+from hai.paths import cache_room
 from hai.predict.files import check_output
 from hai.predict.run import option_faults
 from hai.predict.table import COLUMNS
@@ -70,8 +70,7 @@ def run_submission(
     _check(target, format, inputs, frames, faces, aggregate, torch)
     if python is not None:
         python_version(python)
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="submit-", dir=cache_folder()) as name:
+    with cache_room("submit") as name:
         room = Path(name)
         folder = room / "package"
         folder.mkdir()
