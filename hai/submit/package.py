@@ -15,15 +15,14 @@ import yaml
 from jinja2 import Environment, PackageLoader
 
 import hai
-from hai.checkpoint.find import load_reference
 from hai.checkpoint.format import MODEL, STATE, Checkpoint, write_checkpoint
 from hai.config.load import config_from_yaml_text, show_config
-from hai.errors import CheckpointError, ConfigError
+from hai.errors import ConfigError
 from hai.export.facts import trained_checkpoint
 from hai.export.folder import served_config, served_meta
 from hai.faces.settings import CropSettings
 from hai.submit.environment import packages_for, python_version, requirement_lines, training_packages
-from hai.trained import crop_settings_of
+from hai.trained import crop_settings_of, find_trained
 
 __all__ = ["HERE", "NOTEBOOK", "REQUIREMENTS", "SETTINGS", "Package", "Target", "build_package"]
 
@@ -94,9 +93,7 @@ def build_package(
     Raises:
         HaiError: there is no whole checkpoint, or it needs what cannot be packed.
     """
-    checkpoint, config_file, _ = load_reference(reference, report=lambda line: print(line, file=sys.stderr))
-    if config_file is None:
-        raise CheckpointError(f"checkpoint: {reference}: has no run.yaml, which says how to build the model")
+    checkpoint, config_file = find_trained(reference)
     config = config_from_yaml_text(config_file.read_text(encoding="utf-8"), str(config_file))
     served = served_config(config)
     text = show_config(served)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ import yaml
 from ranked_run import save_ranker
 from trained_run import save_image, save_network, save_run
 
+from hai.checkpoint.format import load_checkpoint, write_checkpoint
 from hai.errors import CheckpointError, ConfigError
 from hai.faces.settings import CropSettings
 from hai.score_scale import Scale
@@ -78,6 +80,21 @@ def test_the_model_of_a_package_is_the_checkpoint(run: Path, tmp_path: Path) -> 
     assert torch.equal(*(next(one.model.parameters()) for one in (packed, own)))
     assert (packed.threshold, packed.temperature) == (0.505, 0.25)
     assert package.num_parameters == sum(tensor.numel() for tensor in own.model.state_dict().values())
+
+
+def test_a_damaged_best_checkpoint_is_named_before_another_is_packed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_run(tmp_path / "runs")
+    best = run / "checkpoints" / "step_00000005"
+    shutil.copytree(best.with_name("step_00000003"), best)
+    os.truncate(best / "model.safetensors", 1)
+    (run / "best.json").write_text(json.dumps({"step": 5}), encoding="utf-8")
+    package = build(run, tmp_path / "package")
+    assert load_checkpoint(package.folder / "model").meta["exported"]["step"] == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("refused checkpoint step_00000005: ")
+    assert line.endswith("; using step_00000003")
 
 
 def test_a_package_holds_no_trace_of_the_machine_that_made_it(tmp_path: Path) -> None:
@@ -158,8 +175,6 @@ def test_what_cannot_run_offline_is_refused(tmp_path: Path) -> None:
 
 
 def test_faces_cut_by_settings_of_another_version_are_refused_in_a_line(tmp_path: Path) -> None:
-    from hai.checkpoint.format import load_checkpoint, write_checkpoint
-
     run = save_run(tmp_path / "runs", crop_settings=CropSettings())
     (folder,) = (run / "checkpoints").iterdir()
     found = load_checkpoint(folder)
