@@ -124,8 +124,9 @@ def _prove(package: Package, checkpoint: str, inputs: Sequence[str], room: Path)
     files = [os.path.abspath(name) for name in inputs] or [str(draw_samples(room / "samples"))]
     expected = room / "expected.csv"
     settings = {name: value for name, value in package.settings.items() if name != "time_limit"}
-    run_prediction([checkpoint], files, str(expected), format="full", **settings)
-    return prove(package, files, expected, room)
+    # in the contest's format: what its table cannot hold is refused before minutes go into an environment
+    run_prediction([checkpoint], files, str(expected), format=package.format, **settings)
+    return prove(package, files, expected.with_suffix(".full.csv"), room)
 
 
 def check_rules(package: Package, proof: Proof | None) -> list[Rule]:

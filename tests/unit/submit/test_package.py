@@ -18,7 +18,7 @@ from ranked_run import save_ranker
 from trained_run import save_image, save_network, save_run
 
 from hai.checkpoint.format import load_checkpoint, write_checkpoint
-from hai.errors import CheckpointError, ConfigError
+from hai.errors import CheckpointError, ConfigError, DataError
 from hai.faces.settings import CropSettings
 from hai.score_scale import Scale
 from hai.submit.environment import (
@@ -342,6 +342,17 @@ def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> Non
         )  # fmt: skip
     starts = [line.split(";")[0].split(" = ")[0] for line in str(caught.value).split("\n")]
     assert starts == ["--format", "--output", "--faces", "--aggregate", "--frames", "--torch", "--input"]
+
+
+@pytest.mark.parametrize("format", ["dacon", "aifactory"])
+def test_names_that_a_contest_s_table_cannot_hold_are_refused_before_the_proof(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    monkeypatch.setattr("hai.submit.run.prove", lambda *args: pytest.fail("minutes of work"))
+    days = [str(save_image(tmp_path / day / "001.png", 1).parent) for day in ("day1", "day2")]
+    with pytest.raises(DataError, match=r"^--input: name that occurs in more than one input: 001\.png; .*; give one"):
+        run_submission(str(run), str(tmp_path / "package"), format=format, inputs=days)
+    assert not (tmp_path / "package").exists()
 
 
 @pytest.mark.parametrize("name", ["samples", "package.zip"])
