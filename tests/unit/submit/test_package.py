@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from ranked_run import save_ranker
 from trained_run import save_image, save_network, save_run
 
 from hai.checkpoint.format import load_checkpoint, write_checkpoint
-from hai.errors import CheckpointError, ConfigError, DataError
+from hai.errors import CheckpointError, ConfigError, DataError, StorageError
 from hai.faces.settings import CropSettings
 from hai.score_scale import Scale
 from hai.submit.environment import (
@@ -362,6 +363,63 @@ def test_a_package_without_proof_is_written_all_the_same(run: Path, tmp_path: Pa
     assert "not run (--no-proof)" in said
     assert said.endswith(f"wrote {tmp_path / name}\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def fail_to_make(output: Path, error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be renamed to a path."""
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target) == output:
+            raise error
+        real(source, target)
+
+    monkeypatch.setattr("os.replace", replace)
+
+
+def test_an_empty_folder_is_filled_from_inside_as_it_may_be_a_mounted_disk(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "volume"
+    output.mkdir()
+    fail_to_make(output, OSError(errno.EBUSY, os.strerror(errno.EBUSY)), monkeypatch)
+    assert run_submission(str(run), str(output), format="dacon", proof=False) == 0
+    found = sorted(path.name for path in output.iterdir())
+    assert found == ["README.md", "config", "env", "inference.py", "model", "src", "train.py"]
+
+
+def test_an_empty_folder_that_cannot_be_written_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(ConfigError, match=r"^--output = .*; the folder cannot be written; choose another$"):
+        run_submission(str(run), str(tmp_path), format="dacon", proof=False)
+
+
+@pytest.mark.parametrize("name", ["package", "package.zip"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), shutil.Error([("a", "b", "No space left on device")])],
+    ids=["one file", "many files"],
+)
+def test_a_package_that_cannot_be_put_in_place_is_kept_elsewhere(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    name: str,
+) -> None:
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    fail_to_make(tmp_path / name, error, monkeypatch)
+    with pytest.raises(StorageError) as caught:
+        run_submission(str(run), str(tmp_path / name), format="dacon", proof=False)
+    (kept,) = (tmp_path / "cache" / "submit").iterdir()
+    reason = f"--output = {tmp_path / name}; cannot be written (No space left on device)"
+    assert str(caught.value) == f"{reason}; the whole package is the folder {kept} instead"
+    assert load_checkpoint(kept / "model").meta["exported"]["step"] == 3
+    assert "not run (--no-proof)" in capsys.readouterr().out, "what was found is told all the same"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_made_samples_are_of_several_kinds(tmp_path: Path) -> None:
