@@ -190,7 +190,7 @@ def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
         Rule(
             "no network",
             None if offline is None else True,
-            "this machine cannot take the network away (unshare)" if offline is None else "runs under unshare -rn",
+            f"the network cannot be taken away: {proof.obstacle}" if offline is None else "runs under unshare -rn",
         ),
         Rule(
             "same scores as hai predict",

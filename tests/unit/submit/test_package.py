@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -32,7 +33,7 @@ from hai.submit.environment import (
     training_packages,
 )
 from hai.submit.package import Package, Target, build_package
-from hai.submit.proof import Proof, contest_faults, draw_samples, full_rows, save_sample
+from hai.submit.proof import ISOLATED, Proof, contest_faults, draw_samples, full_rows, network_obstacle, save_sample
 from hai.submit.run import check_rules, run_submission
 from hai.trained import load_trained
 
@@ -287,6 +288,41 @@ def test_rules_tell_what_holds_and_what_was_not_shown(run: Path, tmp_path: Path)
         ]
     (package.folder / "model/second.safetensors").write_bytes(b"")
     assert {rule.name: rule.holds for rule in check_rules(package, None)}["single model"] is False
+
+
+TALK = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+    print("here")
+try:
+    socket.create_connection(("192.0.2.1", 9))
+except OSError:
+    print("not there")
+"""
+
+
+def test_only_loopback_is_left_without_network_and_nothing_need_be_installed_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no unshare here")
+    assert network_obstacle() == ""
+    (tmp_path / "unshare").symlink_to(unshare)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = [*ISOLATED, sys.executable, "-c", TALK]
+    assert run_command(words, bare_environment(tmp_path)) == (0, "here\nnot there")
+
+
+def test_what_keeps_the_network_is_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert network_obstacle() == "unshare is not installed"
+    (tmp_path / "unshare").write_text("#!/bin/sh\necho unshare: not permitted >&2\nexit 1\n", encoding="utf-8")
+    (tmp_path / "unshare").chmod(0o755)
+    assert network_obstacle() == "unshare: not permitted"
+    proof = Proof(7, 3.0, "", 1e-7, None, [], [], network_obstacle())
+    (rule,) = [rule for rule in check_rules(build(run, tmp_path / "package"), proof) if rule.name == "no network"]
+    assert (rule.holds, rule.what) == (None, "the network cannot be taken away: unshare: not permitted")
 
 
 FULL = {"a.png": ("0.25", "real", ""), "b.png": ("0.75", "fake", ""), "c.mov": ("", "", "cannot be decoded")}
