@@ -57,6 +57,7 @@ class Package:
         format: dacon or aifactory.
         settings: how it scores: frames, faces, aggregate, time_limit.
         target: what it is to run on.
+        threshold: on P(fake), from which a label is fake.
         num_parameters: of the network.
         weight_files: relative to the folder.
     """
@@ -65,6 +66,7 @@ class Package:
     format: str
     settings: dict[str, Any]
     target: Target
+    threshold: float
     num_parameters: int
     weight_files: list[str]
 
@@ -117,6 +119,7 @@ def build_package(
     num_parameters = sum(tensor.numel() for tensor in checkpoint.model.values())
     _save(folder / REQUIREMENTS, lines)
     _save(folder / "env/requirements-train.txt", requirement_lines(training_packages(), exact=is_image))
+    fitted = {"threshold": 0.5, "temperature": 1.0, **checkpoint.meta.get("fitted", {})}
     facts = {
         "format": format,
         "settings": settings,
@@ -125,7 +128,7 @@ def build_package(
         "model": served.model.name,
         "image_size": config.data.image_size,
         **trained_checkpoint(checkpoint),
-        "fitted": {"threshold": 0.5, "temperature": 1.0, **checkpoint.meta.get("fitted", {})},
+        "fitted": fitted,
         "cut": cut,
         "as_trained": checkpoint.meta.get("crop_settings") is not None,
         "num_parameters": num_parameters,
@@ -140,7 +143,7 @@ def build_package(
         _save(folder / name, pages.get_template(f"{Path(name).name}.jinja").render(facts))
     if format == "aifactory":
         _save(folder / NOTEBOOK, _notebook(pages, facts))
-    return Package(folder, format, settings, target, num_parameters, [f"model/{MODEL}"])
+    return Package(folder, format, settings, target, fitted["threshold"], num_parameters, [f"model/{MODEL}"])
 
 
 def _cut(checkpoint: Checkpoint, faces: str) -> CropSettings | None:

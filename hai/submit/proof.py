@@ -23,6 +23,7 @@ from hai.errors import ConfigError
 from hai.predict.table import COLUMNS
 from hai.submit.environment import bare_environment, build_environment, pinned_lines, run_command
 from hai.submit.package import NOTEBOOK, REQUIREMENTS, Package
+from hai.types import LABELS
 
 __all__ = [
     "CLOSE",
@@ -151,7 +152,7 @@ def _contest_table(package: Package, python: Path, inputs: list[str], full: _Row
     save_sample(sample, names)
     command = [str(python), str(package.folder / "inference.py"), "--sample", str(sample)]
     _run([*command, "--output", str(output), "--input", *inputs], room)
-    return contest_faults(output.read_bytes(), package.format, names, full)
+    return contest_faults(output.read_bytes(), package.format, names, full, package.threshold)
 
 
 def save_sample(path: Path, names: Sequence[str]) -> None:
@@ -160,7 +161,7 @@ def save_sample(path: Path, names: Sequence[str]) -> None:
         csv.writer(file).writerows([("filename",), *((name,) for name in names)])
 
 
-def contest_faults(table: bytes, format: str, sample: Sequence[str], full: _Rows) -> list[str]:
+def contest_faults(table: bytes, format: str, sample: Sequence[str], full: _Rows, threshold: float) -> list[str]:
     """Hold a contest's table against its sample file and the full table.
 
     Args:
@@ -168,6 +169,7 @@ def contest_faults(table: bytes, format: str, sample: Sequence[str], full: _Rows
         format: dacon or aifactory.
         sample: names, in order.
         full: probability, prediction and error of each file; a name that it lacks has no file.
+        threshold: on the probability, from which a label is fake.
 
     Returns:
         What is wrong, in words.
@@ -182,15 +184,19 @@ def contest_faults(table: bytes, format: str, sample: Sequence[str], full: _Rows
         faults.append("the rows are not those of the sample file in its order")
     for name, *values in filter(None, lines):
         probability, prediction, error = full.get(name, ("", "", "no file"))
-        if not _is_value(values, format, probability, prediction):
+        label = _label(prediction, threshold)
+        if not (values == [label] if format == "aifactory" else _is_probability(values, probability)):
             faults.append(f"{name}: {','.join(values)}; the full table has {error or f'{probability} {prediction}'}")
     return faults
 
 
-def _is_value(values: list[str], format: str, probability: str, prediction: str) -> bool:
-    """Say whether a contest's value is the one of a row of the full table; without a probability that of 0.5."""
-    if format == "aifactory":
-        return values in ([["0"], ["1"]] if not prediction else [[str(int(prediction == "fake"))]])
+def _label(prediction: str, threshold: float) -> str:
+    """Return a contest's label of a row of the full table; without a prediction it is that of 0.5."""
+    return str(LABELS.index(prediction) if prediction else int(threshold <= 0.5))
+
+
+def _is_probability(values: list[str], probability: str) -> bool:
+    """Say whether a contest's value is that of a row of the full table; without a probability it is 0.5."""
     try:
         (value,) = map(float, values)
     except ValueError:
@@ -211,7 +217,7 @@ def _notebook_differs(
     return [
         f"{NOTEBOOK}: {name}: label {labels.get(name)}, hai predict says {row[1]}"
         for name, row in wanted.items()
-        if row[1] and labels.get(name) != str(int(row[1] == "fake"))
+        if row[1] and labels.get(name) != _label(row[1], package.threshold)
     ]
 
 

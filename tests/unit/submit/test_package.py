@@ -328,7 +328,7 @@ def test_what_keeps_the_network_is_told(run: Path, tmp_path: Path, monkeypatch: 
 FULL = {"a.png": ("0.25", "real", ""), "b.png": ("0.75", "fake", ""), "c.mov": ("", "", "cannot be decoded")}
 SAMPLE = ["c.mov", "b.png", "gone.png", "a.png"]
 DACON = "\ufefffilename,prob\nc.mov,0.5\nb.png,0.75\ngone.png,0.5\na.png,0.25\n"
-AIFACTORY = "filename,label\nc.mov,0\nb.png,1\ngone.png,1\na.png,0\n"
+AIFACTORY = "filename,label\nc.mov,0\nb.png,1\ngone.png,0\na.png,0\n"
 
 
 @pytest.mark.parametrize(
@@ -346,11 +346,19 @@ AIFACTORY = "filename,label\nc.mov,0\nb.png,1\ngone.png,1\na.png,0\n"
         ("dacon", DACON.replace("c.mov,0.5", "c.mov,0"), ["c.mov: 0; the full table has cannot be decoded"]),
         ("dacon", DACON.replace("gone.png,0.5", "gone.png,"), ["gone.png: ; the full table has no file"]),
         ("aifactory", AIFACTORY.replace("b.png,1", "b.png,0"), ["b.png: 0; the full table has 0.75 fake"]),
+        ("aifactory", AIFACTORY.replace("c.mov,0", "c.mov,1"), ["c.mov: 1; the full table has cannot be decoded"]),
+        ("aifactory", AIFACTORY.replace("gone.png,0", "gone.png,1"), ["gone.png: 1; the full table has no file"]),
         ("dacon", "\ufeff", ["the header is ", "the rows are not those of the sample file in its order"]),
     ],
 )  # fmt: skip
 def test_a_contest_s_table_is_held_against_its_sample(format: str, table: str, faults: list[str]) -> None:
-    assert contest_faults(table.encode(), format, SAMPLE, FULL) == faults
+    assert contest_faults(table.encode(), format, SAMPLE, FULL, 0.505) == faults
+
+
+def test_what_is_unusable_has_the_label_of_one_half_at_the_threshold() -> None:
+    table = AIFACTORY.replace("c.mov,0", "c.mov,1").replace("gone.png,0", "gone.png,1").encode()
+    assert contest_faults(table, "aifactory", SAMPLE, FULL, 0.5) == []
+    assert len(contest_faults(AIFACTORY.encode(), "aifactory", SAMPLE, FULL, 0.5)) == 2
 
 
 @pytest.mark.parametrize("format", ["dacon", "aifactory"])
@@ -365,8 +373,8 @@ def test_the_tables_of_hai_predict_are_what_contests_take(run: Path, tmp_path: P
     save_sample(Path(sample), SAMPLE)
     run_prediction([str(run)], [source], table, format=format, sample=sample)
     content, rows = Path(table).read_bytes(), full_rows(Path(full))
-    assert contest_faults(content, format, SAMPLE, rows) == []
-    assert contest_faults(content, format, SAMPLE[::-1], rows)
+    assert contest_faults(content, format, SAMPLE, rows, 0.505) == []
+    assert contest_faults(content, format, SAMPLE[::-1], rows, 0.505)
 
 
 def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> None:
