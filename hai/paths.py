@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from hai.console import shown_bytes
 from hai.errors import StorageError
 from hai.masking import without_secrets
 
-__all__ = ["cache_folder", "check_room", "is_mount", "locked"]
+__all__ = ["cache_folder", "cache_room", "check_room", "is_mount", "locked"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,22 @@ _LOCAL_TYPES: Final = re.compile(r"fuse\.(fuse-overlayfs|ntfs.*|exfat.*|unionfs.
 def cache_folder() -> Path:
     """Return HAI_CACHE, default `~/.cache/hai`, as an absolute path; the folder need not exist yet."""
     return Path(os.path.abspath(os.path.expanduser(os.environ.get("HAI_CACHE") or "~/.cache/hai")))
+
+
+def cache_room(kind: str) -> tempfile.TemporaryDirectory[str]:
+    """Make a folder below the cache folder, which is removed at the end of its context.
+
+    Args:
+        kind: its name begins with it.
+
+    Raises:
+        StorageError: the cache folder cannot be written.
+    """
+    try:
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix=f"{kind}-", dir=cache_folder(), ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _unwritable(cache_folder(), error) from None
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
@@ -79,8 +96,7 @@ def locked(name: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        reason = error.strerror or error
-        raise StorageError(f"HAI_CACHE: {path} cannot be written ({reason}); name a writable folder") from None
+        raise _unwritable(path, error) from None
     try:
         with suppress(OSError):
             try:
@@ -91,3 +107,7 @@ def locked(name: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"HAI_CACHE: {path} cannot be written ({error.strerror or error}); name a writable folder")

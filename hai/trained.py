@@ -28,7 +28,7 @@ from hai.models.encoder import rounded_image_size
 from hai.models.scorer import build_scorer
 from hai.types import Record
 
-__all__ = ["Layout", "Trained", "best_device", "crop_settings_of", "load_trained", "use_full_precision"]
+__all__ = ["Layout", "Trained", "best_device", "crop_settings_of", "find_trained", "load_trained", "use_full_precision"]
 
 
 class Layout(NamedTuple):
@@ -134,17 +134,11 @@ def use_full_precision() -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def load_trained(reference: str, device: torch.device, overrides: Sequence[str] = ()) -> Trained:
-    """Rebuild the model of a checkpoint; published weights that it holds are not fetched again.
-
-    Args:
-        reference: REF: a run folder (its best), a checkpoint folder, or a URL of either.
-        device: where the model goes.
-        overrides: `key=value` over the run's config.
+def find_trained(reference: str) -> tuple[Checkpoint, Path]:
+    """Find the checkpoint that a reference means, and its run.yaml; names on stderr what was passed over for it.
 
     Raises:
-        CheckpointError: there is no whole checkpoint, or it does not fit its config.
-        ConfigError: an override is wrong.
+        CheckpointError: there is no whole checkpoint, or no run.yaml.
         StorageError: the storage does not answer.
     """
 
@@ -159,6 +153,23 @@ def load_trained(reference: str, device: torch.device, overrides: Sequence[str] 
             f"checkpoint: {reference}: has no run.yaml, which says how to build the model; give the run folder, or put "
             "its run.yaml into the checkpoint folder"
         )
+    return checkpoint, config_file
+
+
+def load_trained(reference: str, device: torch.device, overrides: Sequence[str] = ()) -> Trained:
+    """Rebuild the model of a checkpoint; published weights that it holds are not fetched again.
+
+    Args:
+        reference: REF: a run folder (its best), a checkpoint folder, or a URL of either.
+        device: where the model goes.
+        overrides: `key=value` over the run's config.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it does not fit its config.
+        ConfigError: an override is wrong.
+        StorageError: the storage does not answer.
+    """
+    checkpoint, config_file = find_trained(reference)
     config = config_from_yaml_text(config_file.read_text(encoding="utf-8"), str(config_file), overrides)
     architecture = checkpoint.meta.get("architecture")
     if config.task == "ranker":

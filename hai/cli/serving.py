@@ -90,7 +90,9 @@ def submit(
     format_: Annotated[
         Literal["dacon", "aifactory"], typer.Option("--format", help="The contest's form.", show_default=False)
     ],
-    output: Annotated[str, typer.Option(metavar="PATH", help="A new folder, or a new .zip.", show_default=False)],
+    output: Annotated[
+        str, typer.Option(metavar="PATH", help="A new or empty folder, or a new .zip.", show_default=False)
+    ],
     input_: Annotated[
         list[str] | None, typer.Option("--input", metavar="PATH", help="Files to try it on; default: a few made ones.")
     ] = None,

@@ -25,7 +25,7 @@ from hai.data.images import IMAGE_SUFFIXES
 from hai.errors import DataError
 from hai.faces.contact import CONTACT_SHEET
 from hai.faces.settings import PREPROCESS
-from hai.paths import cache_folder
+from hai.paths import cache_room
 from hai.types import LABELS, SPLITS
 
 __all__ = ["Row", "Source", "check_output", "find_files", "find_rows", "is_ready_crop", "is_video"]
@@ -127,8 +127,7 @@ def find_files(name: str, stack: ExitStack) -> Iterator[tuple[str, Path]]:
     if path.is_dir():
         yield from _in_folder(path, name)
     elif is_archive(path):
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        room = stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-", dir=cache_folder()))
+        room = stack.enter_context(cache_room("predict"))
         yield from _in_folder(unpack(path, Path(room) / "files"), name)
     else:
         yield path.name, path

@@ -15,15 +15,14 @@ import yaml
 from jinja2 import Environment, PackageLoader
 
 import hai
-from hai.checkpoint.find import load_reference
 from hai.checkpoint.format import MODEL, STATE, Checkpoint, write_checkpoint
 from hai.config.load import config_from_yaml_text, show_config
-from hai.errors import CheckpointError, ConfigError
+from hai.errors import ConfigError
 from hai.export.facts import trained_checkpoint
 from hai.export.folder import served_config, served_meta
 from hai.faces.settings import CropSettings
 from hai.submit.environment import packages_for, python_version, requirement_lines, training_packages
-from hai.trained import crop_settings_of
+from hai.trained import crop_settings_of, find_trained
 
 __all__ = ["HERE", "NOTEBOOK", "REQUIREMENTS", "SETTINGS", "Package", "Target", "build_package"]
 
@@ -58,6 +57,7 @@ class Package:
         format: dacon or aifactory.
         settings: how it scores: frames, faces, aggregate, time_limit.
         target: what it is to run on.
+        threshold: on P(fake), from which a label is fake.
         num_parameters: of the network.
         weight_files: relative to the folder.
     """
@@ -66,6 +66,7 @@ class Package:
     format: str
     settings: dict[str, Any]
     target: Target
+    threshold: float
     num_parameters: int
     weight_files: list[str]
 
@@ -94,9 +95,7 @@ def build_package(
     Raises:
         HaiError: there is no whole checkpoint, or it needs what cannot be packed.
     """
-    checkpoint, config_file, _ = load_reference(reference, report=lambda line: print(line, file=sys.stderr))
-    if config_file is None:
-        raise CheckpointError(f"checkpoint: {reference}: has no run.yaml, which says how to build the model")
+    checkpoint, config_file = find_trained(reference)
     config = config_from_yaml_text(config_file.read_text(encoding="utf-8"), str(config_file))
     served = served_config(config)
     text = show_config(served)
@@ -120,6 +119,7 @@ def build_package(
     num_parameters = sum(tensor.numel() for tensor in checkpoint.model.values())
     _save(folder / REQUIREMENTS, lines)
     _save(folder / "env/requirements-train.txt", requirement_lines(training_packages(), exact=is_image))
+    fitted = {"threshold": 0.5, "temperature": 1.0, **checkpoint.meta.get("fitted", {})}
     facts = {
         "format": format,
         "settings": settings,
@@ -128,7 +128,7 @@ def build_package(
         "model": served.model.name,
         "image_size": config.data.image_size,
         **trained_checkpoint(checkpoint),
-        "fitted": {"threshold": 0.5, "temperature": 1.0, **checkpoint.meta.get("fitted", {})},
+        "fitted": fitted,
         "cut": cut,
         "as_trained": checkpoint.meta.get("crop_settings") is not None,
         "num_parameters": num_parameters,
@@ -143,7 +143,7 @@ def build_package(
         _save(folder / name, pages.get_template(f"{Path(name).name}.jinja").render(facts))
     if format == "aifactory":
         _save(folder / NOTEBOOK, _notebook(pages, facts))
-    return Package(folder, format, settings, target, num_parameters, [f"model/{MODEL}"])
+    return Package(folder, format, settings, target, fitted["threshold"], num_parameters, [f"model/{MODEL}"])
 
 
 def _cut(checkpoint: Checkpoint, faces: str) -> CropSettings | None:

@@ -8,6 +8,7 @@ import io
 import math
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +23,20 @@ from hai.errors import ConfigError
 from hai.predict.table import COLUMNS
 from hai.submit.environment import bare_environment, build_environment, pinned_lines, run_command
 from hai.submit.package import NOTEBOOK, REQUIREMENTS, Package
+from hai.types import LABELS
 
-__all__ = ["CLOSE", "Proof", "contest_faults", "draw_samples", "full_rows", "gather_inputs", "prove", "save_sample"]
+__all__ = [
+    "CLOSE",
+    "ISOLATED",
+    "Proof",
+    "contest_faults",
+    "draw_samples",
+    "full_rows",
+    "gather_inputs",
+    "network_obstacle",
+    "prove",
+    "save_sample",
+]
 
 CLOSE: Final = 1e-5
 """What two probabilities of one file may differ by."""
@@ -31,8 +44,16 @@ CLOSE: Final = 1e-5
 _Rows = dict[str, tuple[str, str, str]]
 """Probability, prediction and error of each file of a full table."""
 
-_ISOLATED: Final = ("unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "cut")
-"""No network but the machine's own loopback, which notebooks talk over."""
+_WITH_LOOPBACK: Final = """
+import fcntl, os, socket, struct, sys
+
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # ip link set lo up, which needs iproute2
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+    fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+ISOLATED: Final = ("unshare", "--map-root-user", "--net", sys.executable, "-I", "-c", _WITH_LOOPBACK)
+"""Begins a command without network but the machine's own loopback, which notebooks talk over."""
 _NOTEBOOK_PACKAGES: Final = ("nbclient", "nbformat", "ipykernel")
 """What a platform for notebooks has."""
 _VERSIONS: Final = "import sys, torch; print('Python %d.%d' % sys.version_info[:2] + ', torch ' + torch.__version__)"
@@ -55,6 +76,7 @@ class Proof:
         difference_offline: the same without network; None: this machine cannot take the network away.
         others: rows whose label or error differs.
         table: what is wrong with the contest's own table, made with a sample file.
+        obstacle: what keeps this machine from taking the network away.
     """
 
     num_files: int
@@ -64,6 +86,7 @@ class Proof:
     difference_offline: float | None
     others: list[str]
     table: list[str]
+    obstacle: str = ""
 
 
 def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Proof:
@@ -89,8 +112,8 @@ def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Pr
     began = time.monotonic()
     online = _scores(package, python, inputs, room / "online", [])
     seconds = time.monotonic() - began
-    can_cut = _can_cut_network()
-    offline = _scores(package, python, inputs, room / "offline", list(_ISOLATED)) if can_cut else None
+    obstacle = network_obstacle()
+    offline = None if obstacle else _scores(package, python, inputs, room / "offline", list(ISOLATED))
     others = [
         f"{name}: {found.get(name)}, hai predict says {row}"
         for found in (online, offline or {})
@@ -98,7 +121,7 @@ def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Pr
         if found and (name not in found or found[name][1:] != row[1:])
     ]
     if package.format == "aifactory":
-        others += _notebook_differs(package, python, inputs, wanted, room, list(_ISOLATED) if can_cut else [])
+        others += _notebook_differs(package, python, inputs, wanted, room, [] if obstacle else list(ISOLATED))
     return Proof(
         len(wanted),
         seconds,
@@ -107,6 +130,7 @@ def prove(package: Package, inputs: list[str], expected: Path, room: Path) -> Pr
         None if offline is None else _difference(wanted, offline),
         others,
         _contest_table(package, python, inputs, online, room / "contest"),
+        obstacle,
     )
 
 
@@ -128,7 +152,7 @@ def _contest_table(package: Package, python: Path, inputs: list[str], full: _Row
     save_sample(sample, names)
     command = [str(python), str(package.folder / "inference.py"), "--sample", str(sample)]
     _run([*command, "--output", str(output), "--input", *inputs], room)
-    return contest_faults(output.read_bytes(), package.format, names, full)
+    return contest_faults(output.read_bytes(), package.format, names, full, package.threshold)
 
 
 def save_sample(path: Path, names: Sequence[str]) -> None:
@@ -137,7 +161,7 @@ def save_sample(path: Path, names: Sequence[str]) -> None:
         csv.writer(file).writerows([("filename",), *((name,) for name in names)])
 
 
-def contest_faults(table: bytes, format: str, sample: Sequence[str], full: _Rows) -> list[str]:
+def contest_faults(table: bytes, format: str, sample: Sequence[str], full: _Rows, threshold: float) -> list[str]:
     """Hold a contest's table against its sample file and the full table.
 
     Args:
@@ -145,6 +169,7 @@ def contest_faults(table: bytes, format: str, sample: Sequence[str], full: _Rows
         format: dacon or aifactory.
         sample: names, in order.
         full: probability, prediction and error of each file; a name that it lacks has no file.
+        threshold: on the probability, from which a label is fake.
 
     Returns:
         What is wrong, in words.
@@ -159,15 +184,19 @@ def contest_faults(table: bytes, format: str, sample: Sequence[str], full: _Rows
         faults.append("the rows are not those of the sample file in its order")
     for name, *values in filter(None, lines):
         probability, prediction, error = full.get(name, ("", "", "no file"))
-        if not _is_value(values, format, probability, prediction):
+        label = _label(prediction, threshold)
+        if not (values == [label] if format == "aifactory" else _is_probability(values, probability)):
             faults.append(f"{name}: {','.join(values)}; the full table has {error or f'{probability} {prediction}'}")
     return faults
 
 
-def _is_value(values: list[str], format: str, probability: str, prediction: str) -> bool:
-    """Say whether a contest's value is the one of a row of the full table; without a probability that of 0.5."""
-    if format == "aifactory":
-        return values in ([["0"], ["1"]] if not prediction else [[str(int(prediction == "fake"))]])
+def _label(prediction: str, threshold: float) -> str:
+    """Return a contest's label of a row of the full table; without a prediction it is that of 0.5."""
+    return str(LABELS.index(prediction) if prediction else int(threshold <= 0.5))
+
+
+def _is_probability(values: list[str], probability: str) -> bool:
+    """Say whether a contest's value is that of a row of the full table; without a probability it is 0.5."""
     try:
         (value,) = map(float, values)
     except ValueError:
@@ -188,7 +217,7 @@ def _notebook_differs(
     return [
         f"{NOTEBOOK}: {name}: label {labels.get(name)}, hai predict says {row[1]}"
         for name, row in wanted.items()
-        if row[1] and labels.get(name) != str(int(row[1] == "fake"))
+        if row[1] and labels.get(name) != _label(row[1], package.threshold)
     ]
 
 
@@ -218,10 +247,12 @@ def _run(command: list[str], folder: Path) -> None:
         raise ConfigError(f"submit: the package fails in its own environment, exit status {status}:\n{words}")
 
 
-def _can_cut_network() -> bool:
+def network_obstacle() -> str:
+    """Say what keeps this machine from taking the network away; empty: nothing does."""
     if not shutil.which("unshare"):
-        return False
-    return subprocess.run([*_ISOLATED, "true"], capture_output=True, check=False).returncode == 0
+        return "unshare is not installed"
+    done = subprocess.run([*ISOLATED, "true"], capture_output=True, text=True, check=False)
+    return (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1] if done.returncode else ""
 
 
 def full_rows(table: Path) -> _Rows:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hai.console import print_table, shown_bytes
-from hai.errors import ConfigError
-from hai.paths import cache_folder
+from hai.errors import ConfigError, StorageError
+from hai.paths import cache_folder, cache_room
 from hai.predict.files import check_output
 from hai.predict.run import option_faults
 from hai.predict.table import COLUMNS
@@ -50,7 +50,7 @@ def run_submission(
 
     Args:
         checkpoint: REF of a detector.
-        output: a new folder, or a new .zip.
+        output: a folder that is new or empty, or a new .zip.
         format: dacon or aifactory.
         inputs: files to try it on; default: a few that are made.
         frames: of each video.
@@ -70,8 +70,7 @@ def run_submission(
     _check(target, format, inputs, frames, faces, aggregate, torch)
     if python is not None:
         python_version(python)
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="submit-", dir=cache_folder()) as name:
+    with cache_room("submit") as name:
         room = Path(name)
         folder = room / "package"
         folder.mkdir()
@@ -82,8 +81,12 @@ def run_submission(
         for compiled in list(folder.rglob("__pycache__")):  # the proof's Python has left them
             shutil.rmtree(compiled)
         rules = check_rules(package, found)
-        _put(folder, target)
-    print_table(["rule", "holds", "what was found"], [[rule.name, _word(rule.holds), rule.what] for rule in rules])
+        try:
+            _put(folder, target)
+        except OSError as error:
+            raise StorageError(_kept_elsewhere(folder, target, error)) from None
+        finally:
+            print_table(["rule", "holds", "what was found"], [[one.name, _word(one.holds), one.what] for one in rules])
     print(f"wrote {target}")
     return int(any(rule.holds is False for rule in rules))
 
@@ -94,28 +97,55 @@ def _check(
     wrong = []
     if format not in _FORMATS:
         wrong.append(f"--format = {format}; must be one of {', '.join(_FORMATS)}")
-    is_free = target.is_dir() and target.suffix != ".zip" and not any(target.iterdir())
-    if target.exists() and not is_free:
+    if not target.exists():
+        wrong += check_output(target)
+    elif target.is_dir() and not os.access(target, os.R_OK | os.W_OK | os.X_OK):
+        wrong.append(f"--output = {target}; the folder cannot be written; choose another")
+    elif target.suffix == ".zip" or not _is_empty_folder(target):
         wrong.append(f"--output = {target}; is there already; name a new folder, or remove it")
     wrong += [f"--{fault}" for fault in option_faults(frames, faces, aggregate)]
     if torch is not None and not re.fullmatch(r"\d+\.\d+\.\d+", torch):
         wrong.append(f"--torch = {torch}; must be a version such as 2.7.1")
     wrong += [f"--input = {name}; no such file or folder" for name in inputs if not Path(name).exists()]
-    if not target.exists():
-        wrong += check_output(target)
     if wrong:
         raise ConfigError("\n".join(wrong))
 
 
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def _put(folder: Path, target: Path) -> None:
-    """Make the target of a folder, whole or not at all."""
-    with tempfile.TemporaryDirectory(prefix=".hai-", dir=target.parent) as name:
+    """Make the target of a folder: at once if it is new, from inside if it is an empty folder, perhaps a mounted one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    is_inside = _is_empty_folder(target)
+    place = target if is_inside else target.parent
+    with tempfile.TemporaryDirectory(prefix=".hai-", dir=place, ignore_cleanup_errors=True) as name:
         part = Path(name) / "part"
         if target.suffix == ".zip":
             part = Path(shutil.make_archive(str(part), "zip", folder))
         else:
             shutil.copytree(folder, part)
-        os.replace(part, target)
+        moves = [(path, target / path.name) for path in part.iterdir()] if is_inside else [(part, target)]
+        for source, to in moves:
+            os.replace(source, to)
+
+
+def _kept_elsewhere(folder: Path, target: Path, error: OSError) -> str:
+    """Keep the work of minutes where the output's disk has failed; returns what to say."""
+    kept = cache_folder() / "submit" / target.name
+    reason = error.args[0][0][-1] if isinstance(error, shutil.Error) else error.strerror or error
+    line = f"--output = {target}; cannot be written ({reason})"
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=kept.parent))
+        os.replace(folder, kept)
+    except OSError:
+        return f"{line}, nor can {kept}; make room and try again"
+    return f"{line}; the whole package is the folder {kept} instead"
 
 
 def _prove(package: Package, checkpoint: str, inputs: Sequence[str], room: Path) -> Proof:
@@ -125,8 +155,9 @@ def _prove(package: Package, checkpoint: str, inputs: Sequence[str], room: Path)
     files = [os.path.abspath(name) for name in inputs] or [str(draw_samples(room / "samples"))]
     expected = room / "expected.csv"
     settings = {name: value for name, value in package.settings.items() if name != "time_limit"}
-    run_prediction([checkpoint], files, str(expected), format="full", **settings)
-    return prove(package, files, expected, room)
+    # in the contest's format: what its table cannot hold is refused before minutes go into an environment
+    run_prediction([checkpoint], files, str(expected), format=package.format, **settings)
+    return prove(package, files, expected.with_suffix(".full.csv"), room)
 
 
 def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
@@ -159,7 +190,7 @@ def check_rules(package: Package, proof: Proof | None) -> list[Rule]:
         Rule(
             "no network",
             None if offline is None else True,
-            "this machine cannot take the network away (unshare)" if offline is None else "runs under unshare -rn",
+            f"the network cannot be taken away: {proof.obstacle}" if offline is None else "runs under unshare -rn",
         ),
         Rule(
             "same scores as hai predict",

@@ -1,5 +1,8 @@
 """Packages run by themselves: in environments made from their own requirements, without network."""
 
+import shutil
+import subprocess
+
 import pytest
 from trained_run import save_run
 
@@ -23,4 +26,6 @@ def test_a_package_scores_as_hai_predict_does(raw, tmp_path, capsys, form):
     assert status == 0, said
     assert "NO" not in said.split("rule", 1)[1]
     assert "env/requirements.txt is enough, 3 files" in said
+    can_cut = shutil.which("unshare") and not subprocess.run(["unshare", "-rn", "true"], check=False).returncode
+    assert ("runs under unshare -rn" in said) == bool(can_cut)
     assert (tmp_path / "package" / "task.ipynb").exists() == (form == "aifactory")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hai.errors import StorageError
-from hai.paths import cache_folder, locked
+from hai.paths import cache_folder, cache_room, locked
 
 
 def test_cache_folder(monkeypatch):
@@ -30,11 +30,21 @@ def test_a_lock_keeps_other_processes_out_until_it_ends(tmp_path, monkeypatch):
     assert process.returncode == 0
 
 
-def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("held", [locked, cache_room])
+@pytest.mark.parametrize("cache", ["file/cache", "/proc"])  # cannot be made; is there, for reading only
+def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, cache, held):
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / cache))
     with (
-        pytest.raises(StorageError, match=r"HAI_CACHE: .* cannot be written .*; name a writable folder"),
-        locked("job"),
+        pytest.raises(StorageError, match=rf"^HAI_CACHE: .*{cache}.* cannot be written .*; name a writable folder$"),
+        held("job"),
     ):
         pass
+
+
+def test_a_room_in_the_cache_is_removed_at_its_end(tmp_path, monkeypatch):
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    with cache_room("job") as room:
+        (Path(room) / "file").write_bytes(b"")
+        assert [path.name.partition("-")[0] for path in (tmp_path / "cache").iterdir()] == ["job"]
+    assert list((tmp_path / "cache").iterdir()) == []

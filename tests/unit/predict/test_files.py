@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hai.errors import DataError
+from hai.errors import DataError, StorageError
 from hai.predict.files import find_files, find_rows
 
 
@@ -65,6 +65,19 @@ def test_a_sample_finds_names_whose_letters_were_taken_apart(tmp_path: Path) -> 
     with ExitStack() as stack:
         (row,) = find_rows([str(tmp_path / "in")], stack, sample=str(tmp_path / "sample.csv"), unique=True)
     assert (row.name, row.source, row.error) == ("사진.png", tmp_path / "in" / apart, "")
+
+
+def test_an_archive_without_a_cache_folder_to_unpack_it_in_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cache", "images.zip"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    with (
+        pytest.raises(StorageError, match=r"^HAI_CACHE: .*cache cannot be written \(File exists\); name a writable"),
+        ExitStack() as stack,
+    ):
+        list(find_files(str(tmp_path / "images.zip"), stack))
 
 
 def sources_of(folder: Path, wanted: Sequence[str], *inputs: str) -> dict[str, str]:

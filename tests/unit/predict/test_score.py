@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from trained_run import save_image, save_run
 from videos import numbered, save_video
 
@@ -66,9 +67,15 @@ def test_a_video_is_the_aggregate_of_its_frames(files: list[Path], trained: Trai
     assert most[0] > means[0]
 
 
-def test_flipped_pictures_are_averaged(files: list[Path], trained: Trained) -> None:
-    plain, both = scored(files[:5], trained), scored(files[:5], trained, flip=True)
-    assert plain != pytest.approx(both, abs=1e-4)
+def test_flipped_pictures_are_averaged(tmp_path: Path, trained: Trained) -> None:
+    files = [save_image(tmp_path / f"{key}.png", key, size=(VIEW.size, VIEW.size)) for key in range(5)]
+    mirrored = [tmp_path / f"mirrored_{path.name}" for path in files]
+    for path, mirror in zip(files, mirrored, strict=True):
+        with Image.open(path) as image:
+            ImageOps.mirror(image).save(mirror)
+    plain, other = (np.array(scored(paths, trained)) for paths in (files, mirrored))
+    assert np.abs(plain - other).min() > 1e-3, "noise is not symmetric"
+    assert scored(files, trained, flip=True) == pytest.approx((plain + other) / 2, abs=1e-5)
 
 
 def test_a_batch_that_does_not_fit_is_halved(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -16,7 +19,8 @@ import yaml
 from ranked_run import save_ranker
 from trained_run import save_image, save_network, save_run
 
-from hai.errors import CheckpointError, ConfigError
+from hai.checkpoint.format import load_checkpoint, write_checkpoint
+from hai.errors import CheckpointError, ConfigError, DataError, StorageError
 from hai.faces.settings import CropSettings
 from hai.score_scale import Scale
 from hai.submit.environment import (
@@ -29,7 +33,7 @@ from hai.submit.environment import (
     training_packages,
 )
 from hai.submit.package import Package, Target, build_package
-from hai.submit.proof import Proof, contest_faults, draw_samples, full_rows, save_sample
+from hai.submit.proof import ISOLATED, Proof, contest_faults, draw_samples, full_rows, network_obstacle, save_sample
 from hai.submit.run import check_rules, run_submission
 from hai.trained import load_trained
 
@@ -78,6 +82,21 @@ def test_the_model_of_a_package_is_the_checkpoint(run: Path, tmp_path: Path) -> 
     assert torch.equal(*(next(one.model.parameters()) for one in (packed, own)))
     assert (packed.threshold, packed.temperature) == (0.505, 0.25)
     assert package.num_parameters == sum(tensor.numel() for tensor in own.model.state_dict().values())
+
+
+def test_a_damaged_best_checkpoint_is_named_before_another_is_packed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = save_run(tmp_path / "runs")
+    best = run / "checkpoints" / "step_00000005"
+    shutil.copytree(best.with_name("step_00000003"), best)
+    os.truncate(best / "model.safetensors", 1)
+    (run / "best.json").write_text(json.dumps({"step": 5}), encoding="utf-8")
+    package = build(run, tmp_path / "package")
+    assert load_checkpoint(package.folder / "model", state=False).meta["exported"]["step"] == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("refused checkpoint step_00000005: ")
+    assert line.endswith("; using step_00000003")
 
 
 def test_a_package_holds_no_trace_of_the_machine_that_made_it(tmp_path: Path) -> None:
@@ -158,8 +177,6 @@ def test_what_cannot_run_offline_is_refused(tmp_path: Path) -> None:
 
 
 def test_faces_cut_by_settings_of_another_version_are_refused_in_a_line(tmp_path: Path) -> None:
-    from hai.checkpoint.format import load_checkpoint, write_checkpoint
-
     run = save_run(tmp_path / "runs", crop_settings=CropSettings())
     (folder,) = (run / "checkpoints").iterdir()
     found = load_checkpoint(folder)
@@ -273,10 +290,45 @@ def test_rules_tell_what_holds_and_what_was_not_shown(run: Path, tmp_path: Path)
     assert {rule.name: rule.holds for rule in check_rules(package, None)}["single model"] is False
 
 
+TALK = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+    print("here")
+try:
+    socket.create_connection(("192.0.2.1", 9))
+except OSError:
+    print("not there")
+"""
+
+
+def test_only_loopback_is_left_without_network_and_nothing_need_be_installed_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "-rn", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no unshare here")
+    assert network_obstacle() == ""
+    (tmp_path / "unshare").symlink_to(unshare)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = [*ISOLATED, sys.executable, "-c", TALK]
+    assert run_command(words, bare_environment(tmp_path)) == (0, "here\nnot there")
+
+
+def test_what_keeps_the_network_is_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert network_obstacle() == "unshare is not installed"
+    (tmp_path / "unshare").write_text("#!/bin/sh\necho unshare: not permitted >&2\nexit 1\n", encoding="utf-8")
+    (tmp_path / "unshare").chmod(0o755)
+    assert network_obstacle() == "unshare: not permitted"
+    proof = Proof(7, 3.0, "", 1e-7, None, [], [], network_obstacle())
+    (rule,) = [rule for rule in check_rules(build(run, tmp_path / "package"), proof) if rule.name == "no network"]
+    assert (rule.holds, rule.what) == (None, "the network cannot be taken away: unshare: not permitted")
+
+
 FULL = {"a.png": ("0.25", "real", ""), "b.png": ("0.75", "fake", ""), "c.mov": ("", "", "cannot be decoded")}
 SAMPLE = ["c.mov", "b.png", "gone.png", "a.png"]
 DACON = "\ufefffilename,prob\nc.mov,0.5\nb.png,0.75\ngone.png,0.5\na.png,0.25\n"
-AIFACTORY = "filename,label\nc.mov,0\nb.png,1\ngone.png,1\na.png,0\n"
+AIFACTORY = "filename,label\nc.mov,0\nb.png,1\ngone.png,0\na.png,0\n"
 
 
 @pytest.mark.parametrize(
@@ -294,11 +346,19 @@ AIFACTORY = "filename,label\nc.mov,0\nb.png,1\ngone.png,1\na.png,0\n"
         ("dacon", DACON.replace("c.mov,0.5", "c.mov,0"), ["c.mov: 0; the full table has cannot be decoded"]),
         ("dacon", DACON.replace("gone.png,0.5", "gone.png,"), ["gone.png: ; the full table has no file"]),
         ("aifactory", AIFACTORY.replace("b.png,1", "b.png,0"), ["b.png: 0; the full table has 0.75 fake"]),
+        ("aifactory", AIFACTORY.replace("c.mov,0", "c.mov,1"), ["c.mov: 1; the full table has cannot be decoded"]),
+        ("aifactory", AIFACTORY.replace("gone.png,0", "gone.png,1"), ["gone.png: 1; the full table has no file"]),
         ("dacon", "\ufeff", ["the header is ", "the rows are not those of the sample file in its order"]),
     ],
 )  # fmt: skip
 def test_a_contest_s_table_is_held_against_its_sample(format: str, table: str, faults: list[str]) -> None:
-    assert contest_faults(table.encode(), format, SAMPLE, FULL) == faults
+    assert contest_faults(table.encode(), format, SAMPLE, FULL, 0.505) == faults
+
+
+def test_what_is_unusable_has_the_label_of_one_half_at_the_threshold() -> None:
+    table = AIFACTORY.replace("c.mov,0", "c.mov,1").replace("gone.png,0", "gone.png,1").encode()
+    assert contest_faults(table, "aifactory", SAMPLE, FULL, 0.5) == []
+    assert len(contest_faults(AIFACTORY.encode(), "aifactory", SAMPLE, FULL, 0.5)) == 2
 
 
 @pytest.mark.parametrize("format", ["dacon", "aifactory"])
@@ -313,8 +373,8 @@ def test_the_tables_of_hai_predict_are_what_contests_take(run: Path, tmp_path: P
     save_sample(Path(sample), SAMPLE)
     run_prediction([str(run)], [source], table, format=format, sample=sample)
     content, rows = Path(table).read_bytes(), full_rows(Path(full))
-    assert contest_faults(content, format, SAMPLE, rows) == []
-    assert contest_faults(content, format, SAMPLE[::-1], rows)
+    assert contest_faults(content, format, SAMPLE, rows, 0.505) == []
+    assert contest_faults(content, format, SAMPLE[::-1], rows, 0.505)
 
 
 def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> None:
@@ -329,6 +389,17 @@ def test_all_wrong_arguments_are_named_at_once(run: Path, tmp_path: Path) -> Non
     assert starts == ["--format", "--output", "--faces", "--aggregate", "--frames", "--torch", "--input"]
 
 
+@pytest.mark.parametrize("format", ["dacon", "aifactory"])
+def test_names_that_a_contest_s_table_cannot_hold_are_refused_before_the_proof(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    monkeypatch.setattr("hai.submit.run.prove", lambda *args: pytest.fail("minutes of work"))
+    days = [str(save_image(tmp_path / day / "001.png", 1).parent) for day in ("day1", "day2")]
+    with pytest.raises(DataError, match=r"^--input: name that occurs in more than one input: 001\.png; .*; give one"):
+        run_submission(str(run), str(tmp_path / "package"), format=format, inputs=days)
+    assert not (tmp_path / "package").exists()
+
+
 @pytest.mark.parametrize("name", ["samples", "package.zip"])
 def test_a_package_without_proof_is_written_all_the_same(run: Path, tmp_path: Path, capsys, name: str) -> None:  # type: ignore[no-untyped-def]
     assert run_submission(str(run), str(tmp_path / name), format="dacon", proof=False) == 0
@@ -336,6 +407,63 @@ def test_a_package_without_proof_is_written_all_the_same(run: Path, tmp_path: Pa
     assert "not run (--no-proof)" in said
     assert said.endswith(f"wrote {tmp_path / name}\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def fail_to_make(output: Path, error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be renamed to a path."""
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target) == output:
+            raise error
+        real(source, target)
+
+    monkeypatch.setattr("os.replace", replace)
+
+
+def test_an_empty_folder_is_filled_from_inside_as_it_may_be_a_mounted_disk(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "volume"
+    output.mkdir()
+    fail_to_make(output, OSError(errno.EBUSY, os.strerror(errno.EBUSY)), monkeypatch)
+    assert run_submission(str(run), str(output), format="dacon", proof=False) == 0
+    found = sorted(path.name for path in output.iterdir())
+    assert found == ["README.md", "config", "env", "inference.py", "model", "src", "train.py"]
+
+
+def test_an_empty_folder_that_cannot_be_written_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(ConfigError, match=r"^--output = .*; the folder cannot be written; choose another$"):
+        run_submission(str(run), str(tmp_path), format="dacon", proof=False)
+
+
+@pytest.mark.parametrize("name", ["package", "package.zip"])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), shutil.Error([("a", "b", "No space left on device")])],
+    ids=["one file", "many files"],
+)
+def test_a_package_that_cannot_be_put_in_place_is_kept_elsewhere(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: OSError,
+    name: str,
+) -> None:
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    fail_to_make(tmp_path / name, error, monkeypatch)
+    with pytest.raises(StorageError) as caught:
+        run_submission(str(run), str(tmp_path / name), format="dacon", proof=False)
+    (kept,) = (tmp_path / "cache" / "submit").iterdir()
+    reason = f"--output = {tmp_path / name}; cannot be written (No space left on device)"
+    assert str(caught.value) == f"{reason}; the whole package is the folder {kept} instead"
+    assert load_checkpoint(kept / "model", state=False).meta["exported"]["step"] == 3
+    assert "not run (--no-proof)" in capsys.readouterr().out, "what was found is told all the same"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
 
 
 def test_made_samples_are_of_several_kinds(tmp_path: Path) -> None:
