@@ -109,7 +109,7 @@ def test_evaluations_stay_behind_and_the_rest_goes_along(hub: Hub, run: Path, tm
     target = tmp_path / "out"
     run_export(str(run), "hub", str(target))
     others = {"LICENSE": b"mine", "pictures/evaluation/roc.png": b"\x89PNG"}
-    private = {"evaluation/test/predictions.csv": b"/home/alice/a.png", "evaluation/test/report.html": b"<img>"}
+    private = {"evaluation/test/predictions.csv": b"photos/alice.png", "evaluation/test/report.html": b"<img>"}
     for name, content in (others | private).items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_bytes(content)
