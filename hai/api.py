@@ -202,7 +202,7 @@ def evaluate(
 def load(
     checkpoint: Run | str | Path, device: str | None = None, *, detector_model: str | Path | None = None
 ) -> Detector | Ranker:
-    """Load what was trained, ready to score: `hai.load(run)(["a.jpg", "b.mp4"])` is P(fake) of each.
+    """Load what was trained, ready to score: `hai.load(run)(["a.jpg", "b.jpg"])` is P(fake) of each, or its score.
 
     Args:
         checkpoint: what `train` returned, a run or checkpoint folder, or a URL of either.
@@ -211,7 +211,7 @@ def load(
             now.
 
     Returns:
-        A Detector, to be called with images, or a Ranker.
+        A Detector, to be called with images and videos, or a Ranker, to be called with images.
 
     Raises:
         HaiError: there is no whole checkpoint.
@@ -227,7 +227,7 @@ def load(
 
 
 def load_ranker(checkpoint: Run | str | Path, device: str | None = None) -> Ranker:
-    """Load a ranker: `.compare(left, right)`, `.rank(files)`, `.score(images)`.
+    """Load a ranker, to be called with images: `.compare(left, right)`, `.rank(files)`, `.score(images)`.
 
     Args:
         checkpoint: what `train` returned, a run or checkpoint folder, or a URL of either.

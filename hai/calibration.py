@@ -45,6 +45,11 @@ class Calibration:
     num_images: int = 0
     num_groups: int = 0
 
+    @property
+    def is_fitted(self) -> bool:
+        """Say whether any images had a say; a checkpoint that was saved before any evaluation has the defaults."""
+        return self != Calibration()
+
     def record(self) -> Record:
         """Return the calibration as JSON."""
         return asdict(self)

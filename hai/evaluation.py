@@ -314,7 +314,7 @@ def _detection(trained: Trained, manifest: Manifest, predictions: Arrays) -> _Re
         prediction_tables(scores, trained.threshold),
         f"({tn + fp} real, {fn + tp} fake)",
         f"threshold {trained.threshold:.3f}",
-        f"{threshold_text(fitted)} It was chosen in training and is stored with the checkpoint.",
+        threshold_text(fitted, "It was chosen in training and is stored with the checkpoint."),
         ("predict", "--input FOLDER --output scores.csv"),
         measure,
         calibration_text(fitted, scores),

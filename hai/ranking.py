@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hai.checkpoint.records import save_text
-from hai.data.images import decode_image, fit_image, rgb_pixels
+from hai.console import plain
+from hai.data.images import AnyImage, decode_image, each_image, fit_image, refuse_unusable, rgb_pixels
 from hai.errors import ConfigError, DataError
 from hai.predict import check_output, find_files, load_picture, num_threads
 from hai.progress import progress_bar
@@ -30,9 +31,6 @@ __all__ = ["BATCH_SIZE", "Comparison", "Ranker", "Scored", "load_ranker", "run_c
 
 BATCH_SIZE: Final = 32
 """Images that are scored at once."""
-
-Image = str | Path | bytes | NDArray[np.uint8]
-"""An image: a file, a file's content, or pixels [H, W, 3], RGB."""
 
 
 class Scored(NamedTuple):
@@ -77,7 +75,7 @@ class Comparison:
 
 
 class Ranker:
-    """A model with the weights of a checkpoint.
+    """A model with the weights of a checkpoint: `ranker([...])` is the score of each image, higher is better.
 
     Scores are computed in full precision; on a CPU image by image, so that a score does not depend on its company.
 
@@ -98,17 +96,30 @@ class Ranker:
         self.tiers: tuple[str, ...] = tuple(trained.config.data.tiers) if self.scale.thresholds else ()
         self._task = RankerTask(trained.config)
 
-    def score(self, images: Iterable[Image], *, progress: Callable[[int], None] | None = None) -> Iterator[Scored]:
+    def __call__(self, images: AnyImage | Iterable[AnyImage]) -> NDArray[np.float64]:
+        """Return the score of each image [N].
+
+        Raises:
+            DataError: some cannot be used, a line each.
+        """
+        images = list(each_image(images))
+        found = list(self.score(images))
+        refuse_unusable(images, (one.error for one in found))
+        return np.array([one.score for one in found], dtype=np.float64)
+
+    def score(
+        self, images: AnyImage | Iterable[AnyImage], *, progress: Callable[[int], None] | None = None
+    ) -> Iterator[Scored]:
         """Score images in order, reading ahead; an image that cannot be used has an `error`.
 
         Args:
-            images: files, contents of files, or pixels.
+            images: files, contents of files, pixels or Pillow's images; one or many.
             progress: called with the number of images done.
         """
         from hai.data.loader import RingLoader
 
         layout, device = self.trained.layout, self.trained.device
-        jobs = _jobs(images, layout)
+        jobs = _jobs(each_image(images), layout)
         done = 0
         with closing(RingLoader(jobs, size=layout.size, device=device, num_threads=num_threads())) as loader:
             for job, pixels in loader:
@@ -134,18 +145,14 @@ class Ranker:
                 tier = self.tiers[int(self.scale.tier_of(score))] if self.tiers else ""
                 yield Scored(score, spread, float(self.scale.elo(score)), tier)
 
-    def compare(self, left: Image, right: Image) -> Comparison:
+    def compare(self, left: AnyImage, right: AnyImage) -> Comparison:
         """Compare two images.
 
         Raises:
             DataError: one of them cannot be used.
         """
         sides = list(self.score([left, right]))
-        faults = [
-            f"{_named(name)}: {side.error}" for name, side in zip((left, right), sides, strict=True) if side.error
-        ]
-        if faults:
-            raise DataError("\n".join(faults))
+        refuse_unusable([left, right], (side.error for side in sides))
         return self.comparison(*sides)
 
     def comparison(self, left: Scored, right: Scored) -> Comparison:
@@ -163,10 +170,10 @@ class Ranker:
             tier_right=right.tier,
         )
 
-    def rank(self, images: Sequence[str | Path]) -> list[tuple[str, Scored]]:
+    def rank(self, images: str | Path | Iterable[str | Path]) -> list[tuple[str, Scored]]:
         """Score image files and put them in order, the best first; unusable ones come last."""
-        named = list(zip(map(str, images), self.score(images), strict=True))
-        return sorted(named, key=_by_score)
+        names = list(map(str, each_image(images)))
+        return sorted(zip(names, self.score(names), strict=True), key=_by_score)
 
 
 def load_ranker(reference: str | Path, device: torch.device | str | None = None) -> Ranker:
@@ -190,7 +197,7 @@ def load_ranker(reference: str | Path, device: torch.device | str | None = None)
 class _Job:
     """A batch of images for the loader; what cannot be used becomes an error and a black picture."""
 
-    def __init__(self, images: Sequence[Image], layout: Layout) -> None:
+    def __init__(self, images: Sequence[AnyImage], layout: Layout) -> None:
         self._images, self._layout = images, layout
         self.errors = [""] * len(images)
 
@@ -207,15 +214,15 @@ class _Job:
                 out[place - start] = 0
 
 
-def _pixels(image: Image, layout: Layout) -> NDArray[np.uint8]:
+def _pixels(image: AnyImage, layout: Layout) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         return load_picture(Path(image), layout)
     pixels = decode_image(image, layout.max_megapixels) if isinstance(image, bytes) else rgb_pixels(image)
     return fit_image(pixels, layout.size, layout.geometry)
 
 
-def _jobs(images: Iterable[Image], layout: Layout) -> Iterator[_Job]:
-    batch: list[Image] = []
+def _jobs(images: Iterable[AnyImage], layout: Layout) -> Iterator[_Job]:
+    batch: list[AnyImage] = []
     for image in images:
         batch.append(image)
         if len(batch) == BATCH_SIZE:
@@ -228,10 +235,6 @@ def _jobs(images: Iterable[Image], layout: Layout) -> Iterator[_Job]:
 def _by_score(named: tuple[str, Scored]) -> tuple[bool, float, str]:
     name, scored = named
     return bool(scored.error), 0.0 if scored.error else -scored.score, name
-
-
-def _named(image: Image) -> str:
-    return str(image) if isinstance(image, str | Path) else "image"
 
 
 # -- the verbs ---------------------------------------------------------------------------------------------------------
@@ -270,7 +273,7 @@ def run_ranking(checkpoint: str, folder: str, output: str) -> int:
         raise DataError("\n".join(f"{name}: {error}" for name, error in unusable[:10]) + f"\n{folder}: no usable image")
     columns = ["filename", "score", "tier", "elo", "spread", "error"]
     save_text(target, csv_text(columns, [_row(name, scored) for name, scored in ranked]))
-    print(f"{len(ranked) - len(unusable)} images, the best {ranked[0][0]} -> {target}")
+    print(f"{len(ranked) - len(unusable)} images, the best {plain(ranked[0][0])} -> {target}")
     for name, error in unusable[:10]:
         print(f"unusable: {name}: {error}", file=sys.stderr)
     if len(unusable) > 10:
@@ -324,9 +327,10 @@ def run_comparison(
     left, right = images
     found = load_ranker(checkpoint).compare(left, right)
     if as_json:
-        print(json.dumps({"left": left, "right": right, **asdict(found)}, ensure_ascii=False))
+        record = {"left": left, "right": right, **asdict(found)}
+        print(json.dumps(record, ensure_ascii=not (left + right).isprintable()))
     else:
-        print(_sentence(left, right, found))
+        print(_sentence(plain(left), plain(right), found))
     return 0
 
 

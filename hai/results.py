@@ -150,9 +150,9 @@ def prediction_tables(scores: Scores, threshold: float) -> dict[str, str]:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Write a table as CSV."""
+    """Write a table as CSV; what UTF-8 cannot write of a file's name stands in backslashes."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(columns)
     table.writerows(rows)
-    return text.getvalue()
+    return text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8")

@@ -8,6 +8,8 @@ import re
 import struct
 import threading
 import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
@@ -20,9 +22,23 @@ from hai.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "decode_image", "decode_small", "fit_image", "resize_image", "rgb_pixels"]
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "AnyImage",
+    "decode_image",
+    "decode_small",
+    "each_image",
+    "fit_image",
+    "refuse_unusable",
+    "resize_image",
+    "rgb_pixels",
+]
 
 logger = logging.getLogger(__name__)
+
+AnyImage = str | Path | bytes | NDArray[np.uint8] | Image.Image
+"""A file, the content of an image file, pixels [H, W, 3] in RGB, or an image of Pillow's."""
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "PSD")
 """Pillow's decoders that may open a file; all others stay closed."""
@@ -106,6 +122,26 @@ def rgb_pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # an image that was opened and not yet read may be damaged
         raise DataError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def each_image(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
+    """Go through images, also where one alone is given; so are pixels of any shape that cannot be several images."""
+    if isinstance(images, np.ndarray):
+        alone = images.ndim <= 3 and images.dtype.kind not in "OSU"  # arrays of names and of other objects are lists
+    else:
+        alone = isinstance(images, str | Path | bytes | Image.Image)
+    return [images] if alone else images  # type: ignore[list-item, return-value]
+
+
+def refuse_unusable(images: Sequence[AnyImage], errors: Iterable[str]) -> None:
+    """Raise a DataError with a line for each image that has an error."""
+    faults = [
+        f"{image if isinstance(image, str | Path) else f'image {place}'}: {error}"
+        for place, (image, error) in enumerate(zip(images, errors, strict=True))
+        if error
+    ]
+    if faults:
+        raise DataError("\n".join(faults))
 
 
 def decode_small(data: bytes, side: int, max_megapixels: float = 40.0) -> NDArray[np.uint8]:

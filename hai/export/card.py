@@ -102,10 +102,9 @@ def _metadata(
 
 def _test_evaluation(trained: Trained) -> Record | None:
     """Read what `hai evaluate` has said of this very checkpoint on the test split."""
-    found = parse_json(read_run_file(trained.run, _EVALUATION))
-    if found is None or found.get("checkpoint", {}).get("sha256") != trained_checkpoint(trained.checkpoint)["sha256"]:
-        return None
-    return found
+    found = parse_json(read_run_file(trained.run, _EVALUATION)) or {}
+    same = (trained.checkpoint.sha256, trained_checkpoint(trained.checkpoint)["sha256"])
+    return found if found.get("checkpoint", {}).get("sha256") in same else None
 
 
 def _data_name(evaluation: Record | None) -> str:
@@ -144,10 +143,13 @@ def _input(trained: Trained) -> str:
             if fitted.threshold_low is not None and fitted.threshold_high is not None
             else ""
         )
-        text += (
-            f" From a probability of {fitted.threshold:.3f}{interval} an image is called fake, and logits are divided "
-            f"by the temperature {fitted.temperature:.3f}; both were fitted to the validation split."
+        origin = (
+            f", and logits are divided by the temperature {fitted.temperature:.3f}; both were fitted to the validation "
+            "split."
+            if fitted.is_fitted
+            else ", the default: nothing was fitted, as the checkpoint was saved before any evaluation."
         )
+        text += f" From a probability of {fitted.threshold:.3f}{interval} an image is called fake{origin}"
     if keeps_backbone_outside(trained.config):
         text += (
             f" The repository holds what was learned; the backbone `{shown_model(trained.config.model)}` is fetched "

@@ -16,7 +16,7 @@ from hai.checkpoint.format import MANIFEST, Checkpoint, write_checkpoint
 from hai.checkpoint.records import CONFIG, load_json, save_json, save_text
 from hai.config.load import show_config
 from hai.config.schema import CheckpointConfig, LoggingConfig, RunConfig, ScaleConfig
-from hai.errors import ConfigError
+from hai.errors import ConfigError, StorageError
 from hai.export.facts import (
     keeps_backbone_outside,
     model_facts,
@@ -77,19 +77,33 @@ def write_folder(trained: Trained, target: Path, texts: Mapping[str, str] | None
 
     Returns:
         Its size, bytes.
+
+    Raises:
+        StorageError: the disk refuses; an earlier export is as it was.
     """
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hai-") as room:
-        folder = Path(room) / "export"
-        write_checkpoint(folder, trained.model.state_dict(), {}, served_meta(trained.checkpoint))
-        save_text(folder / CONFIG, show_config(served_config(trained.config)))
-        ours = {name: _hash(text) for name, text in (texts or {}).items() if text != edited_text(target, name)}
-        save_json(folder / FACTS, model_facts(trained) | ({_WRITTEN: ours} if ours else {}))
-        for name, text in (texts or {}).items():
-            save_text(folder / name, text)
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        _keep_others(target, folder)
-        _replace(target, folder, Path(room) / "old")
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hai-") as room:
+            folder = Path(room) / "export"
+            size = _write(trained, target, folder, texts or {})
+            _keep_others(target, folder)
+            _replace(target, folder, Path(room) / "old")
+    except OSError as error:
+        raise StorageError(
+            f"--output = {target}; cannot be written ({error.strerror or error}), what was there is as it was; name "
+            "another folder, of a mount point or a busy one a folder inside it"
+        ) from None
     return size
+
+
+def _write(trained: Trained, target: Path, folder: Path, texts: Mapping[str, str]) -> int:
+    """Write what hai has to say into a new folder that will be the target; returns its size, bytes."""
+    write_checkpoint(folder, trained.model.state_dict(), {}, served_meta(trained.checkpoint))
+    save_text(folder / CONFIG, show_config(served_config(trained.config)))
+    ours = {name: _hash(text) for name, text in texts.items() if text != edited_text(target, name)}
+    save_json(folder / FACTS, model_facts(trained) | ({_WRITTEN: ours} if ours else {}))
+    for name, text in texts.items():
+        save_text(folder / name, text)
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _keep_others(target: Path, folder: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from hai.errors import ConfigError, StorageError
 
 __all__ = ["check_login", "push"]
+
+_STAYS: Final = "evaluation/*"
+"""What `hai evaluate` writes beside an export: pictures and paths of the images that it was measured on."""
 
 
 def check_login(repo: str) -> None:
@@ -37,7 +40,7 @@ def check_login(repo: str) -> None:
 
 
 def push(folder: Path, repo: str, *, public: bool) -> str:
-    """Upload a folder, making the repository if there is none.
+    """Upload a folder without its evaluations, making the repository if there is none.
 
     Args:
         folder: an export.
@@ -55,11 +58,15 @@ def push(folder: Path, repo: str, *, public: bool) -> str:
     api: Any = HfApi()
     try:
         made = api.create_repo(repo, private=not public, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Export by hai")
+        api.upload_folder(
+            repo_id=made.repo_id, folder_path=folder, commit_message="Export by hai", ignore_patterns=_STAYS
+        )
     except Exception as error:  # as in check_login
-        raise StorageError(f"--push = {repo}; {_line(error)}; {folder} is whole, try again") from None
+        is_card = str(error).startswith("Invalid metadata")
+        how = "mend --license, or the metadata of its README.md" if is_card else "try again"
+        raise StorageError(f"--push = {repo}; {_line(error)}; {folder} is whole, {how}") from None
     return str(made)
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0]
+    return " ".join(str(error).split()) or type(error).__name__

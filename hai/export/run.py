@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -67,12 +68,12 @@ def _check(format: str, output: str, push: str | None, public: bool, license: st
         problems.append("--public; belongs to --push OWNER/NAME; leave it out")
     if problems:
         raise ConfigError("\n".join(problems))
-    target = Path(output)
+    target = Path(output) if format == "onnx" else Path(os.path.realpath(output))
     if format == "onnx" and target.suffix != ".onnx":
         target = target / "model.onnx"
-    from hai.predict import check_output
+    from hai.predict import check_output, check_place
 
-    problems = [] if format != "onnx" and target.is_dir() else check_output(target)
+    problems = check_output(target) if format == "onnx" else check_place(target)
     if problems:
         raise ConfigError("\n".join(problems))
     if format == "onnx":
@@ -118,8 +119,12 @@ def _write_folder(
         texts[CARD] = edited or model_card(trained, push or f"OWNER/{target.name}", license)
         if edited:
             print(f"kept {target / CARD}, which was changed by hand; delete it to have it written anew")
+    here = Path.cwd()
     size = write_folder(trained, target, texts)
     print(f"wrote {target}: {what}, {shown_bytes(size)}; the folder is a --checkpoint")
+    if target in (here, *here.parents):
+        os.chdir(here)
+        print("note: the current folder was replaced; a shell in it sees the new one after `cd .`")
     if keeps_backbone_outside(trained.config):
         print(f"note: its backbone {trained.config.model.name} is not inside and is taken from where training took it")
     if push:

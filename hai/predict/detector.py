@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pillow
 
-from hai.data.images import rgb_pixels
+from hai.data.images import AnyImage, each_image, refuse_unusable, rgb_pixels
 from hai.errors import ConfigError, DataError
 from hai.predict.files import Row, is_ready_crop
 from hai.predict.run import option_faults, probability_at, view_for
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from hai.trained import Trained
 
 __all__ = ["Detector", "Prediction", "load_detector"]
-
-Image = str | Path | bytes | NDArray[np.uint8] | Pillow.Image
-"""An image or video file, the content of an image file, pixels [H, W, 3] in RGB, or an image of Pillow's."""
 
 
 class Prediction(NamedTuple):
@@ -71,26 +67,20 @@ class Detector:
         """Return the probability from which an image is called fake."""
         return self.trained.threshold
 
-    def __call__(self, images: Image | Iterable[Image], **options: str | int) -> NDArray[np.float64]:
+    def __call__(self, images: AnyImage | Iterable[AnyImage], **options: str | int) -> NDArray[np.float64]:
         """Return the probability of fake of each image or video [N]; options are those of `predict`.
 
         Raises:
             DataError: some cannot be used, a line each.
         """
-        images = _listed(images)
+        images = list(each_image(images))
         found = self.predict(images, **options)  # type: ignore[arg-type]
-        faults = [
-            f"{image if isinstance(image, str | Path) else f'image {place}'}: {one.error}"
-            for place, (image, one) in enumerate(zip(images, found, strict=True))
-            if one.error
-        ]
-        if faults:
-            raise DataError("\n".join(faults))
+        refuse_unusable(images, (one.error for one in found))
         return np.array([one.probability_fake for one in found], dtype=np.float64)
 
     def predict(
         self,
-        images: Image | Iterable[Image],
+        images: AnyImage | Iterable[AnyImage],
         *,
         frames: int = 16,
         faces: Literal["auto", "always", "never"] = "auto",
@@ -99,7 +89,7 @@ class Detector:
         """Score images and videos in order; one that cannot be used has an `error`.
 
         Args:
-            images: files, contents of image files, pixels or Pillow's images.
+            images: image and video files, contents of image files, pixels or Pillow's images; one or many.
             frames: of each video, evenly spread.
             faces: `auto` cuts faces out where the training images were cut so.
             aggregate: of the logits of a video's frames.
@@ -113,7 +103,7 @@ class Detector:
         if faults:
             raise ConfigError("\n".join(faults))
         view = view_for(self.trained, faces, self._detector_model)
-        rows = [_row(image, may_be_ready=faces == "auto") for image in _listed(images)]
+        rows = [_row(image, may_be_ready=faces == "auto") for image in each_image(images)]
         score_rows(
             rows, [self.trained], view, frames=frames, how=aggregate, devices=[self.trained.device], in_processes=False
         )
@@ -141,14 +131,7 @@ def load_detector(reference: str | Path, device: torch.device | str | None = Non
     return Detector(load_trained(str(reference), best_device() if device is None else torch.device(device)))
 
 
-def _listed(images: Image | Iterable[Image]) -> list[Image]:
-    alone = isinstance(images, str | Path | bytes | Pillow.Image) or (
-        isinstance(images, np.ndarray) and images.ndim == 3
-    )
-    return [images] if alone else list(images)  # type: ignore[list-item, arg-type]
-
-
-def _row(image: Image, *, may_be_ready: bool) -> Row:
+def _row(image: AnyImage, *, may_be_ready: bool) -> Row:
     if isinstance(image, str | Path):
         path = Path(image)
         return Row(str(path), path, may_be_ready and is_ready_crop(path))

@@ -28,7 +28,7 @@ from hai.faces.settings import PREPROCESS
 from hai.paths import cache_room
 from hai.types import LABELS, SPLITS
 
-__all__ = ["Row", "Source", "check_output", "find_files", "find_rows", "is_ready_crop", "is_video"]
+__all__ = ["Row", "Source", "check_output", "check_place", "find_files", "find_rows", "is_ready_crop", "is_video"]
 
 Source = Path | bytes | NDArray[np.uint8]
 """An image or video file, the content of an image file, or pixels [H, W, 3], RGB."""
@@ -73,12 +73,17 @@ def check_output(target: Path) -> list[str]:
         return [f"--output = {target}; is a folder; name a file such as {target / 'predictions.csv'}"]
     if target.exists() and not target.is_file():
         return [f"--output = {target}; is no plain file; name one such as predictions.csv"]
+    return check_place(target)
+
+
+def check_place(target: Path) -> list[str]:
+    """Make the folder that an output lies in; return what is wrong with that, a line each."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".hai-"):
             return []
     except OSError as error:
-        return [f"--output = {target}; the folder cannot be written ({error.strerror}); choose another"]
+        return [f"--output = {target}; the folder that it lies in cannot be written ({error.strerror}); choose another"]
 
 
 def find_rows(inputs: Sequence[str], stack: ExitStack, *, sample: str | None, unique: bool) -> list[Row]:

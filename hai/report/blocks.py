@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -69,11 +70,11 @@ def metric_row(title: str, meaning: str, metric: Record) -> Record:
 
 
 def thumbnail(read: Callable[[int], bytes], row: int) -> str | None:
-    """Shrink an image file to a JPEG data URI; None when it has become unreadable."""
+    """Shrink an image file, whose size the manifest has checked, to a JPEG data URI; None: it became unreadable."""
     from hai.data.images import decode_image
 
     try:
-        return picture(decode_image(read(row)))
+        return picture(decode_image(read(row), math.inf))
     except DataError:
         return None
 

@@ -43,16 +43,26 @@ _SOURCE_NOTE = (
 )
 
 
-def threshold_text(fitted: Calibration) -> str:
-    """Say where the threshold comes from, and how sure it is where that is known."""
+def threshold_text(fitted: Calibration, chosen: str) -> str:
+    """Say where the threshold comes from, and how sure it is where that is known.
+
+    Args:
+        fitted: holds it.
+        chosen: what to add about the images that it was chosen on, a sentence.
+    """
+    if not fitted.is_fitted:
+        return (
+            f"The threshold {fitted.threshold:.3f} is the default: nothing was fitted, as the checkpoint was saved "
+            "before any evaluation."
+        )
     if fitted.threshold_low is None or fitted.threshold_high is None:
-        return "The threshold has the best macro-F1 on the validation split."
+        return f"The threshold has the best macro-F1 on the validation split. {chosen}"
     images = f"{fitted.num_images:,} validation images"
     if fitted.num_groups != fitted.num_images:
         images += f" in {fitted.num_groups:,} independent groups"
     return (
         f"The threshold {fitted.threshold:.3f} has the best macro-F1 on {images}; its 95 % interval is "
-        f"{fitted.threshold_low:.3f} to {fitted.threshold_high:.3f}."
+        f"{fitted.threshold_low:.3f} to {fitted.threshold_high:.3f}. {chosen}"
     )
 
 

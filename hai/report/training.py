@@ -100,8 +100,11 @@ def _detected(run: ReportData, predictions: Arrays, manifest: Manifest, seed: in
         split="validation",
         scores=scores,
         summary=summarise(scores, fitted.threshold, seed),
-        threshold_note=f"{threshold_text(fitted)} It was chosen on these same images and is stored with the "
-        "checkpoint, so numbers that depend on it flatter a little; an evaluation on a test split does not.",
+        threshold_note=threshold_text(
+            fitted,
+            "It was chosen on these same images and is stored with the checkpoint, so numbers that depend on it "
+            "flatter a little; an evaluation on a test split does not.",
+        ),
         calibration_note=calibration_text(fitted, scores),
     )
 

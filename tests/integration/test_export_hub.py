@@ -23,6 +23,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.private: bool | None = None
+        self.fault = ""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -52,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
             wish = json.loads(body)  # clients before 2.0 say `private`
             self.server.private = wish.get("private", wish.get("visibility") == "private")
             self.answer({"url": f"http://127.0.0.1:{self.server.server_port}/someone/bright", "id": "1"})
+        elif self.path == "/api/validate-yaml" and self.server.fault:
+            self.answer({"errors": [{"message": self.server.fault}]}, 400)
         elif "/preupload/" in self.path:
             files = [
                 {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
@@ -100,6 +103,30 @@ def test_the_folder_arrives_whole_and_is_private(
     assert {"README.md", "config.json", "model.safetensors", "run.yaml"} <= hub.files.keys()
     assert hub.private is True
     assert "/someone/bright" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_evaluations_stay_behind_and_the_rest_goes_along(hub: Hub, run: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    run_export(str(run), "hub", str(target))
+    others = {"LICENSE": b"mine", "pictures/evaluation/roc.png": b"\x89PNG"}
+    private = {"evaluation/test/predictions.csv": b"photos/alice.png", "evaluation/test/report.html": b"<img>"}
+    for name, content in (others | private).items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_bytes(content)
+    push(run, target)
+    assert {name: hub.files[name] for name in others} == others
+    assert not hub.files.keys() & private.keys()
+    assert {name: (target / name).read_bytes() for name in private} == private
+
+
+def test_a_card_that_the_hub_refuses(hub: Hub, run: Path, tmp_path: Path) -> None:
+    hub.fault = '"license" must be one of [apache-2.0, mit]'
+    with pytest.raises(StorageError) as seen:
+        push(run, tmp_path / "out")
+    assert str(seen.value) == (
+        f"--push = someone/bright; Invalid metadata in README.md. - {hub.fault}; {tmp_path / 'out'} is whole, mend "
+        "--license, or the metadata of its README.md"
+    )
 
 
 def test_a_repository_is_public_on_demand(hub: Hub, run: Path, tmp_path: Path) -> None:

@@ -220,3 +220,15 @@ def test_exports_side_by_side_keep_their_own_evaluations(run: Path, data: Path, 
         assert record["checkpoint"]["path"] == str(tmp_path / name)
         assert "image_size" in (tmp_path / name / "evaluation" / "val" / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_what_was_never_fitted_is_called_the_default(trained: Path, data: Path, tmp_path: Path) -> None:
+    chosen = "It was chosen in training and is stored with the checkpoint."
+    default = (
+        "The threshold 0.500 is the default: nothing was fitted, as the checkpoint was saved before any evaluation."
+    )
+    for run, said, unsaid in ((save_run(tmp_path), default, chosen), (trained, chosen, default)):
+        run_evaluation(str(run), str(data / "labels.csv"), split="val", output=str(tmp_path / "out"))
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+        assert said in page
+        assert unsaid not in page

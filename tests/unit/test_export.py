@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from hai.checkpoint.records import save_json
 from hai.cli import main
 from hai.config.load import config_from_yaml_text
 from hai.config.schema import ModelConfig
-from hai.errors import CheckpointError, ConfigError
+from hai.errors import CheckpointError, ConfigError, StorageError
+from hai.evaluation import run_evaluation
 from hai.export import run_export
 from hai.export.card import model_card
 from hai.export.facts import Origin, origin_of
@@ -205,11 +207,65 @@ def test_an_export_that_cannot_take_its_place_leaves_the_earlier_one(
         rename(source, place)
 
     monkeypatch.setattr("os.rename", fails)
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(
+        StorageError, match=r"--output = .*out; cannot be written \(disk gone\), what was there is as it"
+    ):
         run_export(str(run), "safetensors", str(target))
     assert (target / "LICENSE").read_text() == "mine"
     load_trained(str(target), CPU)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_mount_point_stays_as_it_is(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rename = tmp_path / "out", os.rename
+    run_export(str(run), "safetensors", str(target))
+    (target / "LICENSE").write_text("mine")
+
+    def busy(source: Path, place: Path) -> None:
+        if Path(source) == target:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        rename(source, place)
+
+    monkeypatch.setattr("os.rename", busy)
+    with pytest.raises(StorageError, match=r"--output = .*out; cannot be written \(.* busy\), .* a folder inside it$"):
+        run_export(str(run), "safetensors", str(target))
+    assert (target / "LICENSE").read_text() == "mine"
+    load_trained(str(target), CPU)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("words", [".", "../out", "{tmp_path}/link"])
+def test_the_current_folder_is_replaced_however_it_is_named(
+    words: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (tmp_path / "link").symlink_to(target)
+    monkeypatch.chdir(target)
+    run_export(str(run), "hub", words.format(tmp_path=tmp_path))
+    assert Path.cwd() == target
+    (target / "LICENSE").write_text("mine")
+    run_export(str(run), "hub", words.format(tmp_path=tmp_path))
+    assert Path("LICENSE").read_text() == "mine"
+    assert "OWNER/out" in Path("README.md").read_text(encoding="utf-8")
+    assert "note: the current folder was replaced" in capsys.readouterr().out
+    load_trained(".", CPU)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "link"}
+
+
+def test_a_folder_that_cannot_be_replaced_is_said_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    shutil.copytree(folder, target)
+
+    def refuses(**options: object) -> None:
+        assert options["dir"] == tmp_path
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", refuses)
+    with pytest.raises(ConfigError, match=r"--output = .*out; the folder that it lies in cannot be written \(Perm"):
+        run_export("nowhere", "safetensors", str(target))
 
 
 def test_all_wrong_options_are_named_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -314,6 +370,31 @@ def test_an_evaluation_of_another_checkpoint_does_not_count(run: Path, tmp_path:
     assert "| f1_macro | 0.7500 |" in card
     assert "chosen on these images" in card
     assert "has chosen no licence" in card
+
+
+@pytest.mark.parametrize("measured", ["run", "export"])
+def test_an_evaluation_counts_for_the_run_and_for_its_export(measured: str, run: Path, tmp_path: Path) -> None:
+    own, export = tmp_path / "bright", tmp_path / "export"
+    shutil.copytree(run, own)
+    run_export(str(own), "safetensors", str(export))
+    data = tmp_path / "data"
+    for key in range(8):
+        save_image(data / ("fake" if key % 2 else "real") / f"{key}.png", key)
+    run_evaluation(str({"run": own, "export": export}[measured]), str(data))
+    if measured == "run":
+        shutil.copytree(own / "evaluation", export / "evaluation")
+    card = model_card(load_trained(str(export), CPU), "someone/bright")
+    assert "Measured by `hai evaluate` on 8 images" in card
+    assert "model-index" in front_matter(card)
+
+
+def test_what_was_never_fitted_is_called_the_default(run: Path, tmp_path: Path) -> None:
+    fresh = save_run(tmp_path, "fresh")
+    text = (
+        "0.500 an image is called fake, the default: nothing was fitted, as the checkpoint was saved before any evaluat"
+    )
+    assert text in model_card(load_trained(str(fresh), CPU), "someone/fresh")
+    assert "both were fitted to the validation split" in model_card(load_trained(str(run), CPU), "someone/bright")
 
 
 @pytest.mark.parametrize(

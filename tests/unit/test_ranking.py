@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from PIL import Image
 from ranked_run import save_ranker
 from trained_run import image_bytes, save_image, save_run
 
+import hai
 from hai.cli import main
 from hai.errors import ConfigError, DataError
-from hai.ranking import load_ranker
+from hai.ranking import Ranker, load_ranker
 from hai.score_scale import Scale
 
 
@@ -65,6 +67,48 @@ def test_what_is_no_image_is_said(run: Path, folder: Path) -> None:
     assert found[2].error.startswith("pixels are float64 [4, 4]; must be uint8")
     with pytest.raises(DataError, match=r"broken.jpg: .*\n.*gone.png: cannot be read"):
         ranker.compare(folder / "broken.jpg", folder / "gone.png")
+
+
+def test_one_image_needs_no_list(run: Path, folder: Path) -> None:
+    ranker, path = load_ranker(run), folder / "sub" / "1.png"
+    with Image.open(path) as picture:
+        pixels = np.array(picture)
+        alone = [list(ranker.score(image)) for image in (path, str(path), path.read_bytes(), pixels, picture)]
+        assert alone == [list(ranker.score([picture]))] * 5
+        assert ranker.compare(picture, pixels).winner == "tie"
+    assert len(list(ranker.score(np.stack([pixels, pixels])))) == 2
+    assert [one.error[:22] for one in ranker.score(pixels[..., 0])] == ["pixels are uint8 [33, "]
+    assert ranker.rank(str(path)) == ranker.rank(path) == ranker.rank(iter([path])) == [(str(path), alone[0][0])]
+
+
+def test_a_ranker_is_called_as_a_detector_is(run: Path, folder: Path) -> None:
+    ranker, paths = hai.load(run, "cpu"), [folder / "sub" / "1.png", folder / "sub" / "2.png"]
+    assert isinstance(ranker, Ranker)
+    assert ranker(paths).tolist() == [one.score for one in ranker.score(paths)]
+    assert ranker(str(paths[0])).tolist() == ranker(paths)[:1].tolist()
+    assert ranker([]).shape == (0,)
+    with pytest.raises(DataError, match=r"^\S+broken.jpg: .*\nimage 2: not an image"):
+        ranker([folder / "broken.jpg", paths[0], b"nothing"])
+
+
+def test_names_that_are_no_utf_8_are_written_in_backslashes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, right = (os.fsdecode(os.fsencode(tmp_path) + name) for name in (b"/caf\xe9.png", b"/th\xe9.png"))
+    for key, name in enumerate((left, right)):
+        save_image(Path(name), key)
+    checkpoint, told = ["--checkpoint", run], []
+    for words in (
+        ["rank", *checkpoint, "--input", tmp_path, "--output", tmp_path / "ranking.csv"],
+        ["compare", *checkpoint, left, right],
+        ["compare", *checkpoint, left, right, "--json"],
+    ):
+        assert status(*words) == 0
+        told.append(capsys.readouterr().out)
+    assert {row["filename"] for row in table(tmp_path / "ranking.csv")} == {r"caf\udce9.png", r"th\udce9.png"}
+    assert r"\udce9.png -> " in told[0]
+    assert r"caf\udce9.png" in told[1]
+    assert json.loads(told[2])["left"] == left
 
 
 def test_comparing_is_antisymmetric(run: Path, folder: Path) -> None:

@@ -57,6 +57,11 @@ def test_one_image_needs_no_list(run: Path, folder: Path) -> None:
     assert model(folder / "1.png") == model([folder / "1.png"])
     assert model(np.zeros((9, 9, 3), np.uint8)).shape == (1,)
     assert model([]).shape == (0,)
+    assert model(np.array([str(folder / "1.png"), str(folder / "2.png")])).shape == (2,)
+    with pytest.raises(
+        DataError, match=r"^image 0: pixels are uint8 \[9, 9\]; must be uint8 \[height, width, 3\], RGB$"
+    ):
+        model(np.zeros((9, 9), np.uint8))
 
 
 def test_wrong_options_are_named(run: Path, folder: Path) -> None:

@@ -254,7 +254,7 @@ def test_output_that_is_no_plain_file(run: Path, folder: Path) -> None:
 
 def test_output_that_cannot_be_written(run: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"--output = .*; the folder cannot be written"):
+    with pytest.raises(ConfigError, match=r"--output = .*; the folder that it lies in cannot be written"):
         run_prediction([str(run)], [str(folder)], str(tmp_path / "file" / "out.csv"))
 
 

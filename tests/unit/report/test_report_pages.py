@@ -6,6 +6,7 @@ from PIL import Image
 from web_page import Page
 
 from hai.report import ReportData, build_report
+from hai.report.blocks import thumbnail
 from hai.results import Scores, summarise
 
 
@@ -38,6 +39,15 @@ def page_of(scores: Scores | None, threshold: float = 0.5, **changes: object) ->
     run = ReportData(name="my run", title="Evaluation", status="evaluated", scores=scores, summary=summary, **changes)  # type: ignore[arg-type]
     html = build_report(run)
     return Page(html), html
+
+
+def test_images_that_were_scored_are_shown_at_any_size() -> None:
+    large = io.BytesIO()
+    Image.new("L", (6500, 6500), 90).save(large, "PNG", compress_level=1)
+    assert 6500 * 6500 > 40e6
+    shown = thumbnail(lambda _: large.getvalue(), 0)
+    assert shown is not None
+    assert shown.startswith("data:image/jpeg;base64,")
 
 
 HISTORY = [
