@@ -126,8 +126,8 @@ def find_files(name: str, stack: ExitStack) -> Iterator[tuple[str, Path]]:
         yield from _in_folder(path, name)
     elif is_archive(path):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        room = stack.enter_context(tempfile.TemporaryDirectory(prefix="predict-", dir=cache_folder()))
-        yield from _in_folder(unpack(path, Path(room) / "files"), name)
+        room = tempfile.TemporaryDirectory(prefix="predict-", dir=cache_folder(), ignore_cleanup_errors=True)
+        yield from _in_folder(unpack(path, Path(stack.enter_context(room)) / "files"), name)
     else:
         yield path.name, path
 

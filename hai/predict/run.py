@@ -91,12 +91,12 @@ def run_prediction(
         fewest = predict_files(
             rows, models, views, frames=frames, how=aggregate, flip=tta == "flip", ends=ends, stack=stack
         )
-    _finish(rows, len(models), time_limit)
-    threshold = common_threshold([model.threshold for model in models])
-    try:
-        full = write_tables(target, rows, threshold, format)
-    except OSError as error:
-        raise StorageError(_saved_elsewhere(target, rows, threshold, format, error)) from None
+        _finish(rows, len(models), time_limit)
+        threshold = common_threshold([model.threshold for model in models])
+        try:  # before what was unpacked is removed, which takes a while and may fail
+            full = write_tables(target, rows, threshold, format)
+        except OSError as error:
+            raise StorageError(_saved_elsewhere(target, rows, threshold, format, error)) from None
     tell(target, full, rows, threshold, format, cut=any(view.cut is not None for view in views))
     if fewest < frames:
         print(f"note: {fewest} to {frames} frames of each video were looked at, for --time-limit {time_limit}")
