@@ -64,9 +64,9 @@ def predict(
     ] = None,
 ) -> None:
     """Score images and videos: the probability that each one is fake."""
-    from hai.predict import run_prediction
+    from hai.predict import end_process, run_prediction
 
-    raise typer.Exit(
+    end_process(
         run_prediction(
             checkpoint,
             input_,

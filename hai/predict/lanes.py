@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,12 @@ from hai.trained import best_device
 if TYPE_CHECKING:
     from hai.trained import Trained
 
-__all__ = ["Lanes", "Scored", "all_devices"]
+__all__ = ["Lanes", "Scored", "all_devices", "is_scoring"]
 
 _BATCH_SIZE = {"cuda": 64}
 _SMALL_BATCH = 16
+_THREADS: Final = "hai-lane"
+"""What the names of the threads begin with."""
 
 
 class Scored(NamedTuple):
@@ -68,9 +70,10 @@ class Lanes:
         for device in devices:
             self._copies.put([_on(device, model) for model in models])
         self._own = threading.local()
+        self._is_abandoned = False
         self._threads_before = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(
-            len(devices), "hai-lane", initializer=self._begin, initargs=(num_threads or self._threads_before,)
+            len(devices), _THREADS, initializer=self._begin, initargs=(num_threads or self._threads_before,)
         )
 
     def __enter__(self) -> Lanes:
@@ -80,13 +83,17 @@ class Lanes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drop what waits, and end the threads."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Drop what waits, and end the threads; those of abandoned lanes end when their batches are done."""
+        self._pool.shutdown(wait=not self._is_abandoned, cancel_futures=True)
         torch.set_num_threads(self._threads_before)  # the lanes' number would be that of every thread from now on
 
     def submit(self, pixels: NDArray[np.uint8]) -> Future[Scored]:
         """Score pictures [B, S, S, 3] on the next free device."""
         return self._pool.submit(self._score, pixels)
+
+    def abandon(self) -> None:
+        """Have nobody wait for the batches that are being scored: they cannot be stopped."""
+        self._is_abandoned = True
 
     def _begin(self, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
@@ -111,6 +118,11 @@ class Lanes:
                 raise
         free_memory(model.device)
         return np.concatenate([self._logits(model, half) for half in image.tensor_split(2)])
+
+
+def is_scoring() -> bool:
+    """Say whether lanes of this process are at work, be it abandoned ones."""
+    return any(thread.name.startswith(_THREADS) for thread in threading.enumerate())
 
 
 def _on(device: torch.device, model: Trained) -> Trained:

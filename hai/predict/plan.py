@@ -42,6 +42,7 @@ class Plan:
         num_videos: to be read.
         num_readers: files in work at once.
         num_lanes: devices that score.
+        batch_size: pictures that one of them scores at once.
         deadline: when everything must be scored, by `clock`; infinity: never.
         clock: seconds.
     """
@@ -54,15 +55,16 @@ class Plan:
         num_videos: int,
         num_readers: int,
         num_lanes: int = 1,
+        batch_size: int = 16,
         deadline: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.frames, self.fewest = frames, frames
         self._images, self._videos = _Kind(num_images), _Kind(num_videos)
-        self._num_readers, self._num_lanes = num_readers, num_lanes
+        self._num_readers, self._num_lanes, self._batch_size = num_readers, num_lanes, batch_size
         self._deadline, self._clock = deadline, clock
         self._trust = _TRUST * max(deadline - clock(), 0.0)
-        self._scored, self._scoring, self._slowest = 0, 0.0, 0.0
+        self._scored, self._scoring, self._rehearsed, self._slowest = 0, 0.0, 0.0, 0.0
         self._queued = 0
         self._began: float | None = None
         self._before = 0.0
@@ -71,12 +73,19 @@ class Plan:
     def has_measured(self) -> bool:
         """Say whether enough was measured to predict what is left."""
         kinds = [kind for kind in (self._images, self._videos) if kind.left]
-        return self._began is not None and self._scored > 0 and all(kind.read for kind in kinds)
+        return self._began is not None and all(kind.read for kind in kinds)
 
-    def is_over(self) -> bool:
-        """Say whether no more can be begun: what waits for the model just fits into the time left."""
-        waiting = math.ceil(self._queued / self._num_lanes) + 1
-        return self._clock() + waiting * self._slowest >= self._deadline
+    def is_over(self, pending: int = 0) -> bool:
+        """Say whether no more need be read, as so many pictures that are in no batch yet take the time left."""
+        return self.room() < pending + 1
+
+    def room(self) -> float:
+        """Return how many pictures a batch that is begun now may have: behind those that wait it is done in time."""
+        left = self._deadline - self._clock()
+        if not self._slowest:
+            return math.inf if left > 0 else 0.0
+        waiting = max(self._queued / self._num_lanes, min(self._queued, self._batch_size))
+        return _USED * left * self._batch_size / self._slowest - waiting
 
     def frames_now(self) -> int:
         """Return how many frames to look at in the next video."""
@@ -97,7 +106,7 @@ class Plan:
         )
 
     def _cost(self, reading: float, pictures: float) -> float:
-        scoring = pictures * self._scoring / max(self._scored, 1)
+        scoring = pictures * (self._scoring / self._scored if self._scored else self._rehearsed)
         return max(reading / self._num_readers, scoring / self._num_lanes)
 
     def _late(self) -> float:
@@ -123,14 +132,19 @@ class Plan:
         if self._began is None:  # what came before was starting up
             self._began, self._before = self._clock(), self._cost(self._spent(), 0)
 
-    def has_queued(self) -> None:
+    def has_queued(self, pictures: int) -> None:
         """Take note of a batch that waits for the model."""
-        self._queued += 1
+        self._queued += pictures
+
+    def has_rehearsed(self, pictures: int, seconds: float) -> None:
+        """Take note of a batch that was none of a file's; the last one counts, since devices start slowly."""
+        self._queued -= pictures
+        self._rehearsed = seconds / pictures
+        self._slowest = self._rehearsed * self._batch_size
 
     def has_scored(self, pictures: int, seconds: float) -> None:
-        """Take note of a batch that was scored; one without pictures was a rehearsal, which takes longer than most."""
-        self._queued -= 1
-        if pictures:
-            self._scored += pictures
-            self._scoring += seconds
+        """Take note of a batch that was scored."""
+        self._queued -= pictures
+        self._scored += pictures
+        self._scoring += seconds
         self._slowest = max(self._slowest, seconds)

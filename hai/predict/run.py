@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from hai.calibration import common_threshold
 from hai.errors import ConfigError, StorageError
@@ -24,7 +26,7 @@ from hai.progress import progress_bar
 if TYPE_CHECKING:
     from hai.trained import Trained
 
-__all__ = ["option_faults", "predict_files", "probability_at", "run_prediction", "view_for"]
+__all__ = ["end_process", "option_faults", "predict_files", "probability_at", "run_prediction", "view_for"]
 
 _LEAST_MEGAPIXELS: Final = 120.0
 """What is looked at in any case: photographs of phones are larger than what one trains with."""
@@ -91,16 +93,27 @@ def run_prediction(
         fewest = predict_files(
             rows, models, views, frames=frames, how=aggregate, flip=tta == "flip", ends=ends, stack=stack
         )
-    _finish(rows, len(models), time_limit)
-    threshold = common_threshold([model.threshold for model in models])
-    try:
-        full = write_tables(target, rows, threshold, format)
-    except OSError as error:
-        raise StorageError(_saved_elsewhere(target, rows, threshold, format, error)) from None
+        _finish(rows, len(models), time_limit)
+        threshold = common_threshold([model.threshold for model in models])
+        try:  # before what was unpacked is removed, which takes a while and may fail
+            full = write_tables(target, rows, threshold, format)
+        except OSError as error:
+            raise StorageError(_saved_elsewhere(target, rows, threshold, format, error)) from None
     tell(target, full, rows, threshold, format, cut=any(view.cut is not None for view in views))
     if fewest < frames:
         print(f"note: {fewest} to {frames} frames of each video were looked at, for --time-limit {time_limit}")
     return 0
+
+
+def end_process(status: int) -> NoReturn:
+    """Exit, at once where a batch for which there was no time is still being scored: it would be waited for."""
+    from hai.predict.lanes import is_scoring
+
+    if is_scoring():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def view_for(model: Trained, faces: str, detector_model: str | None = None) -> View:

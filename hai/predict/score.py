@@ -84,12 +84,14 @@ def score_rows(
         # Threads that compute one batch together wait for each other actively: time that the readers need.
         devices = devices * min(num_cpus(), _CPU_LANES)
         num_threads = max(1, num_cpus() // len(devices))
+    lanes = Lanes(models, devices, flip=flip, num_threads=num_threads)
     plan = Plan(
         frames,
         num_images=len(todo) - len(videos),
         num_videos=len(videos),
         num_readers=num_cpus(),
-        num_lanes=len(devices),
+        num_lanes=lanes.num_lanes,
+        batch_size=lanes.batch_size,
         deadline=deadline,
     )
     if math.isfinite(seconds):
@@ -106,11 +108,12 @@ def score_rows(
             assert row.source is not None, "rows without a file have an error"
             yield Job(key, row.source, wanted, row.is_ready)
 
+    is_eager = in_processes and math.isfinite(seconds)
+    batches = _Batches(lanes, plan, lambda key, logits: _settle(rows[key], logits, how), deadline, is_eager=is_eager)
     found: Generator[tuple[Job, Pictures], None, None] = read_ahead(
-        jobs(), view, in_processes=in_processes, num_workers=num_cpus(), stop=plan.is_over
+        jobs(), view, in_processes=in_processes, num_workers=num_cpus(), stop=batches.is_over
     )
-    with Lanes(models, devices, flip=flip, num_threads=num_threads) as lanes, closing(found):
-        batches = _Batches(lanes, plan, lambda key, logits: _settle(rows[key], logits, how), deadline)
+    with lanes, closing(found):
         for done, (job, pictures) in enumerate(found, 1):
             if done == 1 and math.isfinite(seconds):  # the readers go on meanwhile
                 batches.rehearse(np.zeros((lanes.batch_size, view.size, view.size, 3), np.uint8))
@@ -151,28 +154,45 @@ def _settle(row: Row, logits: Floats, how: str) -> None:
 
 
 class _Batches:
-    """Pictures of many files on their way through the lanes, in full batches.
+    """Pictures of many files on their way through the lanes, in full batches as long as there is time for them.
 
     Args:
         lanes: what scores them.
         plan: is told what waits and how long it took.
         settle: takes a key and the logits [M, N] of its pictures when all are there.
         deadline: nothing is waited for any longer.
+        is_eager: no picture waits for others while no lane is busy: reading takes long, and the time may be up before
+            a batch is full. It would cost readers in threads of this process more than it brings.
     """
 
-    def __init__(self, lanes: Lanes, plan: Plan, settle: Callable[[int, Floats], None], deadline: float) -> None:
+    def __init__(
+        self, lanes: Lanes, plan: Plan, settle: Callable[[int, Floats], None], deadline: float, *, is_eager: bool
+    ) -> None:
         self._lanes, self._plan, self._settle, self._deadline = lanes, plan, settle, deadline
+        self._is_eager = is_eager
         self._pieces: list[tuple[int, int, NDArray[np.uint8]]] = []
         self._waiting: dict[Future[Scored], list[tuple[int, int, int]]] = {}
         self._logits: dict[int, Floats] = {}
         self._left: dict[int, int] = {}
 
     def rehearse(self, pixels: NDArray[np.uint8]) -> None:
-        """Have every device score a batch that belongs to nobody: how long one takes is known before any is begun."""
-        for _ in range(self._lanes.num_lanes):
-            self._waiting[self._lanes.submit(pixels)] = []
-            self._plan.has_queued()
-        self._collect(0)
+        """Have every device score pictures that belong to nobody: how long it takes is known before any is begun.
+
+        Args:
+            pixels: a full batch, which is scored only where one picture says that there is time for it.
+        """
+        for count in (1, 1, len(pixels)):  # the first wakes the device
+            if self._plan.room() >= count:
+                for _ in range(self._lanes.num_lanes):
+                    self._submit(pixels[:count], [])
+                self._collect(0)
+
+    def is_over(self) -> bool:
+        """Say whether no more need be read; is asked often, and keeps the lanes busy meanwhile."""
+        self._collect(len(self._waiting))
+        if self._is_eager and not self._waiting:
+            self._submit_all(1)
+        return self._plan.is_over(self._num_pending)
 
     def add(self, key: int, pixels: NDArray[np.uint8]) -> None:
         """Take the pictures [N, S, S, 3] of a file; returns when there is room for more, or no time."""
@@ -185,15 +205,26 @@ class _Batches:
         """Score what is left, as far as the time goes."""
         self._submit_all(1)
         self._collect(0)
+        if self._waiting:
+            self._lanes.abandon()
+
+    @property
+    def _num_pending(self) -> int:
+        """Pictures that are in no batch yet."""
+        return sum(len(piece) for _, _, piece in self._pieces)
 
     def _submit_all(self, least: int) -> None:
-        """Submit batches while so many pictures are there, and time for one more batch."""
-        while sum(len(piece) for _, _, piece in self._pieces) >= least and not self._plan.is_over():
-            self._submit()
+        """Submit batches while so many pictures are there, and time for as many."""
+        while self._num_pending >= least:
+            room = int(min(self._plan.room(), self._lanes.batch_size))
+            if room < least:
+                return
+            self._submit(*self._next_batch(room))
             self._collect(_AHEAD * self._lanes.num_lanes - 1)
 
-    def _submit(self) -> None:
-        batch, places, room = [], [], self._lanes.batch_size
+    def _next_batch(self, room: int) -> tuple[NDArray[np.uint8], list[tuple[int, int, int]]]:
+        """Take so many pictures, if there are; returns them and their places: key, start and number."""
+        batch, places = [], []
         while self._pieces and room:
             key, start, pixels = self._pieces.pop(0)
             taken = pixels[:room]
@@ -202,8 +233,11 @@ class _Batches:
             room -= len(taken)
             if len(taken) < len(pixels):
                 self._pieces.insert(0, (key, start + len(taken), pixels[len(taken) :]))
-        self._waiting[self._lanes.submit(np.concatenate(batch))] = places
-        self._plan.has_queued()
+        return np.concatenate(batch), places
+
+    def _submit(self, pixels: NDArray[np.uint8], places: list[tuple[int, int, int]]) -> None:
+        self._waiting[self._lanes.submit(pixels)] = places
+        self._plan.has_queued(len(pixels))
 
     def _collect(self, most: int) -> None:
         """Take what is scored; wait until at most so many batches are not."""
@@ -216,7 +250,8 @@ class _Batches:
                 return
 
     def _take(self, places: list[tuple[int, int, int]], scored: Scored) -> None:
-        self._plan.has_scored(scored.logits.shape[1] if places else 0, scored.seconds)
+        note = self._plan.has_scored if places else self._plan.has_rehearsed
+        note(scored.logits.shape[1], scored.seconds)
         at = 0
         for key, start, count in places:
             if key not in self._logits:

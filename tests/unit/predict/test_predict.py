@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,25 @@ def test_zip_is_unpacked_and_removed(
     direct = {row["filename"]: row["probability_fake"] for row in predict(run, folder, tmp_path)}
     assert rows[0]["probability_fake"] == direct["frame9.png"]
     assert [path for path in (tmp_path / "cache").rglob("*") if path.suffix == ".png"] == []
+
+
+@pytest.mark.parametrize("trouble", [OSError(errno.EBUSY, "busy"), KeyboardInterrupt()])
+def test_the_table_is_there_whatever_comes_of_the_removal(
+    run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    monkeypatch.setenv("HAI_CACHE", str(tmp_path / "cache"))
+    archive = tmp_path / "images.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(folder / "frame9.png", "frame9.png")
+
+    def remove(*_: object, **__: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(os, "rmdir", remove)
+    with nullcontext() if isinstance(trouble, OSError) else pytest.raises(KeyboardInterrupt):
+        predict(run, archive, tmp_path)
+    (row,) = table(tmp_path / "out.csv")
+    assert row["probability_fake"]
 
 
 def test_zip_that_leaves_its_folder_is_refused(run: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from trained_run import save_image, save_run
 from videos import numbered, save_video
 
 from hai.faces.pool import CRASHED
+from hai.predict import end_process
 from hai.predict import score as score_module
 from hai.predict.ahead import read_ahead
 from hai.predict.files import Row
@@ -141,6 +143,46 @@ def test_lanes_leave_torch_as_it_was_and_agree_however_many_threads_compute(trai
     assert torch.get_num_threads() == before
     for logits in found:
         np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_abandoned_lanes_are_left_without_waiting_and_a_process_ends_without_them(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+
+    class Stuck(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            begun.set()
+            assert may_end.wait(60)
+            return torch.zeros(len(image), 2)
+
+    try:
+        with Lanes([replace(trained, model=Stuck())], [CPU]) as lanes:
+            running, queued = (lanes.submit(np.zeros((1, 32, 32, 3), np.uint8)) for _ in range(2))
+            assert begun.wait(60)
+            lanes.abandon()
+        assert running.running()
+        assert queued.cancelled()
+        with pytest.raises(SystemExit):
+            end_process(0)
+        assert ended == [0]
+    finally:
+        may_end.set()
+    lanes._pool.shutdown(wait=True)
+    assert running.result().logits.shape == (1, 1)
+
+
+def test_a_process_ends_as_usual_after_lanes_that_were_waited_for(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "_exit")
+    with Lanes([trained], [CPU]) as lanes:
+        lanes.submit(np.zeros((1, 32, 32, 3), np.uint8))
+    with pytest.raises(SystemExit) as ended:
+        end_process(3)
+    assert ended.value.code == 3
 
 
 def dies_at_three(view: View, job: Job) -> Pictures:
