@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -45,19 +46,22 @@ class Explained:
 
 
 def worst_mistakes(scores: Scores, threshold: float) -> dict[str, list[int]]:
-    """Choose the most confident mistakes of each source, the source with most mistakes first.
+    """Choose the most confident mistakes of each source, both kinds by turns, the source with most mistakes first.
 
     Returns:
         Source -> rows of the scores: up to 6, fewer where there are many sources, 36 in all.
     """
     wrong = np.flatnonzero(scores.predictions(threshold) != scores.label)
     distance = np.abs(scores.probability_fake - threshold)
-    by_source: dict[str, list[int]] = {}
+    by_source: dict[str, list[tuple[int, int]]] = {}
+    before: Counter[tuple[str, int]] = Counter()  # mistakes of the same kind that are more confident
     for row in wrong[np.argsort(-distance[wrong], kind="stable")].tolist():
-        by_source.setdefault(scores.source[row], []).append(row)
+        source, kind = scores.source[row], int(scores.label[row])
+        by_source.setdefault(source, []).append((before[source, kind], row))
+        before[source, kind] += 1
     order = sorted(by_source, key=lambda name: (-len(by_source[name]), name))[: _MOST // _LEAST_OF_A_SOURCE]
     each = max(_LEAST_OF_A_SOURCE, min(_MOST_OF_A_SOURCE, _MOST // max(1, len(order))))
-    return {name: by_source[name][:each] for name in order}
+    return {name: [row for _, row in sorted(by_source[name], key=lambda mistake: mistake[0])[:each]] for name in order}
 
 
 def explain_mistakes(

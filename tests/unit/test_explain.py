@@ -26,6 +26,13 @@ def test_the_worst_mistakes_of_each_source_come_first_and_the_worst_source_first
     assert worst_mistakes(scores_of([0, 1], [0.1, 0.9]), threshold=0.5) == {}
 
 
+def test_both_kinds_of_mistakes_are_shown_even_if_one_is_more_confident():
+    label = [0] * 8 + [1] * 2
+    probability = [0.99 - 0.01 * i for i in range(8)] + [0.4, 0.3]
+    chosen = worst_mistakes(scores_of(label, probability, ["one"] * 10), threshold=0.5)
+    assert chosen == {"one": [0, 9, 1, 8, 2, 3]}
+
+
 def test_many_sources_share_what_a_page_can_show():
     source = [f"s{i % 30:02d}" for i in range(300)]
     chosen = worst_mistakes(scores_of([0] * 300, [0.9] * 300, source), threshold=0.5)
