@@ -138,4 +138,6 @@ def _training(run: ReportData) -> Record:
     if keys and run.best:
         title = named.get(run.best["metric"].removeprefix("val/"), (run.best["metric"],))[0]
         text = f"The best checkpoint, by validation {title} ({number(run.best['value'])}), is of step {best_step}."
+        if run.task == "detector":
+            text += " In these curves an image counts as fake from 0.5; the threshold is fitted afterwards."
     return {"training": [(title, markup(svg)) for title, svg in panels if svg], "training_text": text}

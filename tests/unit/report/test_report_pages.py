@@ -144,7 +144,7 @@ def test_videos_without_mistakes() -> None:
 def test_training_page_without_predictions() -> None:
     best = {"metric": "f1_macro", "value": 0.8, "step": 20}
     page, _ = page_of(None, history=HISTORY, best=best, config="seed: 42", commands=[("Again:", "hai train")])
-    assert "The best checkpoint, by validation Macro-F1 (0.800), is of step 20." in page.text
+    assert "The best checkpoint, by validation Macro-F1 (0.800), is of step 20. In these curves an" in page.text
     assert "seed: 42" in page.text
     for absent in ("Decisions", "All metrics", "Worst mistakes", "Sources"):
         assert absent not in page.text
