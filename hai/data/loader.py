@@ -20,7 +20,7 @@ __all__ = ["RING", "Job", "RingLoader"]
 RING = 4
 """Batches loaded or being loaded when the consumer asks for one."""
 
-_LOOK_AGAIN = 1.0  # seconds
+_LOOK_AGAIN = 1.0  # seconds; a garbage collection may stop a thread just before it waits, and nobody notifies it
 _CHUNK = 8  # images that a thread takes at once: few, so that all threads share the first batch
 _PATIENCE = 5.0  # seconds to wait for a thread that is still decoding when the loader ends
 
@@ -164,9 +164,7 @@ class _Crew:
         while True:
             with self._changed:
                 while not (self._chunks or self._stopping):
-                    self._changed.wait(
-                        _LOOK_AGAIN
-                    )  # a collection right here may have stopped the crew: nobody notifies
+                    self._changed.wait(_LOOK_AGAIN)
                 if self._stopping:
                     return
             self._load_next()
