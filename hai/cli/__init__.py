@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -19,6 +20,7 @@ from hai.cli.export import export
 from hai.cli.serving import ManyValues, predict, submit
 from hai.config.text import inline_yaml
 from hai.errors import ConfigError, HaiError
+from hai.paths import cache_folder
 
 if TYPE_CHECKING:
     from hai.config.schema import RunConfig
@@ -50,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=None if arguments is None else list(arguments), prog_name="hai")
     except HaiError as error:
         print(error, file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename2 or error.filename or f"the output, {cache_folder()} or temporary files"
+        print(f"{where}: {error.strerror}; make room and run the same command again", file=sys.stderr)
         sys.exit(2)
 
 

@@ -42,6 +42,21 @@ def test_the_schema_and_the_reference_are_printed(capsys):
     assert capsys.readouterr().out == (ROOT / "docs/config.md").read_text(encoding="utf-8")
 
 
+def test_a_full_disk_is_one_line(capsys, monkeypatch):
+    def write(*_, **__):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    monkeypatch.setattr(hai.launch.train, "run_training", write)
+    assert status("train", "--config", BASELINE) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "No space left on device; make room and run the same command again" in told
+    monkeypatch.setattr(hai.launch.train, "run_training", lambda *_, **__: Path("/nowhere/at/all").stat())
+    with pytest.raises(FileNotFoundError):  # a bug keeps its traceback
+        main(["train", "--config", BASELINE])
+
+
 def test_a_config_is_shown_as_it_will_be_used(capsys):
     assert status("config", "show", BASELINE, "optim.learning_rate=3e-4") == 0
     shown, problems = parse_yaml(capsys.readouterr().out, "")
