@@ -1,74 +1,83 @@
-"""The usual loader: ImageFolder, Pillow, torchvision's transforms and a DataLoader with two worker processes."""
+"""The usual loader: ImageFolder, torchvision's transforms and a DataLoader with worker processes.
+
+Nothing of hai is imported: other environments use this too, and `python -m benchmarks._classic FOLDER WORKERS TOTAL`
+loads and does nothing else, to have its memory watched.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
+from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode, v2
 
-from hai.data.augment import MEAN, STD
+from benchmarks.peers.contestant import BATCH, MEAN, SIZE, STD
 
-__all__ = ["BATCH", "RECIPE", "SIZE", "usual_loader"]
-
-SIZE, BATCH = 224, 64
-RECIPE = {
-    "flip": 0.5, "rotation_degrees": 10, "brightness": 0.15, "contrast": 0.15, "saturation": 0.15, "hue": 0.05,
-    "jpeg_probability": 0.3, "noise_probability": 0.1, "blur_probability": 0.05,
-}  # fmt: skip
-"""Augmentation as strong as in the detector's recipe; what it leaves out is as the config has it by default."""
+__all__ = ["BATCH", "SIZE", "usual_loader"]
 
 
 def usual_loader(
-    folder: Path, total: int, *, size: int = SIZE, augmented: Literal["", "pillow", "tensors"] = ""
+    folder: Path,
+    workers: int,
+    total: int | None = None,
+    *,
+    batch: int = BATCH,
+    size: int = SIZE,
+    recipe: Mapping[str, Any] | None = None,
+    tensors: bool = False,
 ) -> DataLoader[Any]:
-    """Build a loader of normalised float32 batches [64, 3, S, S].
+    """Build a loader of normalised float32 batches [B, 3, S, S].
 
     Args:
         folder: real/ and fake/ with images.
-        total: images of an epoch, drawn without repetition as long as there are enough.
+        workers: processes.
+        total: images of an epoch, whole batches and as many for each worker, drawn without repetition as long as there
+            are enough; None: each image once.
+        batch: images of a batch.
         size: height and width, pixels.
-        augmented: nothing; RECIPE on Pillow's images; or RECIPE in transforms v2 on uint8 tensors, which is what
-            torchvision's documentation recommends for speed.
+        recipe: strengths and probabilities of the changes, named as in the config's `augment`; None: no changes.
+        tensors: decode to uint8 tensors and change them with transforms v2, which is what torchvision's documentation
+            recommends for speed, instead of Pillow's images.
     """
-    build = _on_tensors if augmented == "tensors" else _on_pillow
-    images = ImageFolder(str(folder), build(size, bool(augmented)))
+    assert total is None or total % (workers * batch) == 0, (total, workers, batch)
+    read = functools.partial(decode_image, mode=ImageReadMode.RGB) if tensors else default_loader
+    images = ImageFolder(str(folder), _pipeline(size, recipe, tensors), loader=read)
     sampler = RandomSampler(images, num_samples=total)
-    return DataLoader(images, batch_size=BATCH, sampler=sampler, num_workers=2, persistent_workers=True)
+    return DataLoader(images, batch, sampler=sampler, num_workers=workers, persistent_workers=True)
 
 
-def _on_pillow(size: int, augmented: bool) -> Any:
-    steps: list[Any] = [transforms.Resize((size, size))]
-    if augmented:
+def _pipeline(size: int, recipe: Mapping[str, Any] | None, tensors: bool) -> Any:
+    """Build the changes in the order in which ours come."""
+    kind: Any = v2 if tensors else transforms  # which have the same names but for JPEG and noise
+    steps = [kind.Resize((size, size))]
+    if recipe:
+        rotation = kind.RandomRotation(recipe["rotation_degrees"], interpolation=InterpolationMode.BILINEAR)
+        jitter = kind.ColorJitter(recipe["brightness"], recipe["contrast"], recipe["saturation"], recipe["hue"])
+        blur = kind.GaussianBlur(2 * math.ceil(3 * recipe["blur_sigma"][1]) + 1, recipe["blur_sigma"])
         steps += [
-            transforms.RandomHorizontalFlip(RECIPE["flip"]),
-            transforms.RandomRotation(RECIPE["rotation_degrees"], interpolation=InterpolationMode.BILINEAR),
-            transforms.ColorJitter(RECIPE["brightness"], RECIPE["contrast"], RECIPE["saturation"], RECIPE["hue"]),
-            transforms.RandomApply([transforms.GaussianBlur(11, (0.3, 1.5))], RECIPE["blur_probability"]),
-            transforms.RandomApply([v2.JPEG((60, 100))], RECIPE["jpeg_probability"]),
+            kind.RandomApply([v2.JPEG(recipe["jpeg_quality"])], recipe["jpeg_probability"]),
+            kind.RandomHorizontalFlip(recipe["flip"]),
+            kind.RandomApply([rotation], recipe["rotation_probability"]),
+            kind.RandomApply([jitter], recipe["jitter_probability"]),
+            kind.RandomApply([blur], recipe["blur_probability"]),
         ]
-    steps.append(transforms.ToTensor())
-    if augmented:
-        noise = transforms.Lambda(lambda image: (image + 0.02 * torch.randn_like(image)).clamp_(0, 1))
-        steps.append(transforms.RandomApply([noise], RECIPE["noise_probability"]))
-    return transforms.Compose([*steps, transforms.Normalize(MEAN, STD)])
+    steps.append(v2.ToDtype(torch.float32, scale=True) if tensors else transforms.ToTensor())
+    if recipe:
+        noise = v2.GaussianNoise(sigma=recipe["noise_std"])
+        steps.append(kind.RandomApply([noise], recipe["noise_probability"]))
+    return kind.Compose([*steps, kind.Normalize(MEAN, STD)])
 
 
-def _on_tensors(size: int, augmented: bool) -> Any:
-    steps: list[Any] = [v2.PILToTensor(), v2.Resize((size, size), antialias=True)]
-    if augmented:
-        steps += [
-            v2.RandomHorizontalFlip(RECIPE["flip"]),
-            v2.RandomRotation(RECIPE["rotation_degrees"], interpolation=InterpolationMode.BILINEAR),
-            v2.ColorJitter(RECIPE["brightness"], RECIPE["contrast"], RECIPE["saturation"], RECIPE["hue"]),
-            v2.RandomApply([v2.GaussianBlur(11, (0.3, 1.5))], RECIPE["blur_probability"]),
-            v2.RandomApply([v2.JPEG((60, 100))], RECIPE["jpeg_probability"]),
-        ]
-    steps.append(v2.ToDtype(torch.float32, scale=True))
-    if augmented:
-        steps.append(v2.RandomApply([v2.GaussianNoise(sigma=0.02)], RECIPE["noise_probability"]))
-    return v2.Compose([*steps, v2.Normalize(MEAN, STD)])
+if __name__ == "__main__":
+    for _ in usual_loader(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])):
+        pass

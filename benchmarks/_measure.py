@@ -6,15 +6,33 @@ within each turn, and beside wall time stands the time that processors spent on 
 
 from __future__ import annotations
 
+import bisect
+import json
 import os
 import statistics
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
-__all__ = ["Cost", "Peak", "cpu_seconds", "interleaved", "memory", "peak_memory", "ratios", "record", "timed"]
+__all__ = [
+    "Cost",
+    "Peak",
+    "TreeClock",
+    "cpu_seconds",
+    "interleaved",
+    "main",
+    "memory",
+    "missing",
+    "output_of",
+    "peak_memory",
+    "ratios",
+    "record",
+    "timed",
+]
 
 T = TypeVar("T")
 
@@ -50,6 +68,57 @@ def cpu_seconds() -> float:
     for fields in _descendants(os.getpid()).values():
         total += sum(int(value) for value in fields[11:15]) * _TICK  # user, system; the same of its waited-for children
     return total
+
+
+class TreeClock:
+    """Processor seconds of all that this process has started, looked at again and again by a thread.
+
+    Counts also what `cpu_seconds` cannot: processes whose parents leave without waiting for them, or never ask what
+    they took, as Ray's do. What a process does after the last look at it is lost.
+
+    Args:
+        every: seconds between two looks.
+    """
+
+    def __init__(self, every: float = 0.5) -> None:
+        self._every = every
+        self._taken: dict[tuple[int, str], float] = {}
+        self._when, self._sum = [time.time()], [0.0]
+        self._before = self._look()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    def seconds(self, when: float | None = None) -> float:
+        """Return what was taken since the start until now, or until `when` of `time.time()`, between two looks."""
+        if when is None:
+            return self._sum[-1]
+        after = min(max(bisect.bisect_left(self._when, when), 1), len(self._when) - 1)
+        (begin, end), (low, high) = self._when[after - 1 : after + 1], self._sum[after - 1 : after + 1]
+        share = min(max((when - begin) / (end - begin), 0.0), 1.0) if end > begin else 1.0
+        return low + share * (high - low)
+
+    def _watch(self) -> None:
+        while not self._ends.wait(self._every):
+            self._note()
+        self._note()
+
+    def _note(self) -> None:
+        total = self._look() - self._before
+        self._when.append(time.time())
+        self._sum.append(total)
+
+    def _look(self) -> float:
+        for pid, fields in _descendants(os.getpid()).items():
+            self._taken[pid, fields[19]] = sum(int(value) for value in fields[11:13]) * _TICK  # with its start time
+        return sum(self._taken.values())
 
 
 def timed(work: Callable[[], object]) -> Cost:
@@ -103,6 +172,44 @@ def record(name: str, values: Sequence[float], floor: float | None = None, most:
     holds = (floor is None or value >= floor) and (most is None or value <= most)
     limit = floor if most is None else most
     return {"name": name, "value": value, "low": min(values), "high": max(values), "floor": limit, "holds": holds}
+
+
+def missing(name: str, floor: float | None = None) -> dict[str, Any]:
+    """Return the record of what could not be measured, which neither holds nor fails."""
+    return {"name": name, "value": None, "low": None, "high": None, "floor": floor, "holds": None}
+
+
+def main(run: Callable[[bool], list[dict[str, Any]]]) -> NoReturn:
+    """Run a suite alone: print its records, exit with 1 where one does not hold."""
+    results = run("--quick" in sys.argv)
+    print(json.dumps(results, indent=1))
+    sys.exit(1 if any(result["holds"] is False for result in results) else 0)
+
+
+def output_of(command: Sequence[str], *, patience: float | None = None, **settings: Any) -> str:
+    """Run a command to its end and return its standard output; what it says besides is shown only where it fails.
+
+    Args:
+        command: program and arguments.
+        patience: seconds; after them it is killed with all that it has started, as at an interruption.
+        settings: of `subprocess.Popen`, such as `env` and `cwd`.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+        subprocess.TimeoutExpired: it took too long.
+    """
+    from benchmarks.faults.ray_kills import kill_tree
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings) as process:
+        try:
+            output, said = process.communicate(timeout=patience)
+        except BaseException:
+            kill_tree(process)
+            raise
+    if process.returncode:
+        print(said[-4000:], file=sys.stderr)
+        raise subprocess.CalledProcessError(process.returncode, command, output, said)
+    return output
 
 
 def memory(field: str = "VmHWM", *, anew: bool = False) -> int:

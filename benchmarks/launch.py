@@ -6,7 +6,8 @@ Ray: same model, same order of examples from the same loader, fused AdamW, clipp
 split and torch.save; it runs at the nice value that Ray gives its workers. The two run by turns.
 
 - `run_ratio`: seconds from step 10 until the checkpoint is on the disk, over the same of the bare loop; at most 1.03.
-- `steps_ratio`: the same up to the last record of training before the evaluation.
+- `run_cpu_ratio`: the same in processor seconds of all processes of the command, Ray's among them.
+- `steps_ratio`: seconds up to the last record of training before the evaluation.
 - `start_ratio`: seconds from the command to the tenth new step when a run is resumed, over a fresh start; at most 1.2.
   Left out with --quick, like the next.
 - `large_start_ratio`: the same to the first step of the 43.7 million parameters of `dual_branch`, whose checkpoint of
@@ -32,7 +33,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks._measure import interleaved, ratios, record
+from benchmarks._measure import TreeClock, interleaved, main, output_of, ratios, record
 
 RUN_RATIO, START_RATIO = 1.03, 1.2
 STEPS, QUICK_STEPS, WARM, BATCH = 500, 100, 10, 32  # multiples of WARM: the log has every tenth step
@@ -80,6 +81,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     bare, whole = found["bare"], found["whole"]
     records = [
         record("run_ratio", ratios([one["run"] for one in whole], [one["run"] for one in bare]), most=RUN_RATIO),
+        record("run_cpu_ratio", ratios([one["cpu"] for one in whole], [one["cpu"] for one in bare])),
         record("steps_ratio", ratios([one["steps"] for one in whole], [one["steps"] for one in bare])),
     ]
     if not quick:
@@ -119,17 +121,21 @@ class _Bench:
         """Run the bare loop."""
         command = [sys.executable, "-m", "benchmarks.launch", "bare", str(self._small), str(self._folder / "bare.pt")]
         began = time.time()
-        found = subprocess.run(
-            command, capture_output=True, text=True, check=True, cwd=_ROOT, env=self._environment, timeout=_PATIENCE
-        )
-        at = json.loads(found.stdout.splitlines()[-1])
-        return {"start": at["warm"] - began, "steps": at["trained"] - at["warm"], "run": at["saved"] - at["warm"]}
+        with TreeClock() as clock:
+            output = output_of(command, cwd=_ROOT, env=self._environment, patience=_PATIENCE)
+        at = json.loads(output.splitlines()[-1])
+        return {
+            "start": at["warm"] - began,
+            "steps": at["trained"] - at["warm"],
+            "run": at["saved"] - at["warm"],
+            "cpu": clock.seconds(at["saved"]) - clock.seconds(at["warm"]),
+        }
 
     def whole(self) -> dict[str, Any]:
         """Run the real command from nothing to its end."""
         self._turn += 1
         storage = self._folder / f"storage-{self._turn}"
-        with self._command(self._small, storage) as command:
+        with TreeClock() as clock, self._command(self._small, storage) as command:
             command.finish()
         run = storage / "small"
         at = {step: when for step, when in _records(run)}
@@ -141,6 +147,7 @@ class _Bench:
             "start": at[WARM] - command.began,
             "steps": at[self._steps - WARM] - at[WARM],
             "run": saved - at[WARM],
+            "cpu": clock.seconds(saved) - clock.seconds(at[WARM]),
             "end": command.ended - saved,
         }
 
@@ -237,10 +244,11 @@ def train_bare(config_file: str, file: str) -> dict[str, float]:
     from torch.nn.functional import cross_entropy
 
     from hai.config import load_config
+    from hai.cpus import num_cpus
     from hai.order import Order
     from hai.tasks import build_task
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(num_cpus())
     config = load_config(config_file)
     task = build_task(config)
     splits = task.build_datasets().splits
@@ -278,6 +286,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["bare"]:
         print(json.dumps(train_bare(*sys.argv[2:4])))
     else:
-        results = run(quick="--quick" in sys.argv)
-        print(json.dumps(results, indent=1))
-        sys.exit(0 if all(result["holds"] for result in results) else 1)
+        main(run)

@@ -18,6 +18,7 @@ Run alone with `python -m benchmarks.loop [--quick]`; quick: in this process, wi
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -25,7 +26,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from benchmarks._measure import main, record
 from hai.config.schema import RunConfig
 
 SIZE, BATCH, EPOCH_STEPS, VALIDATION = 64, 32, 1000, 2000
@@ -45,29 +48,21 @@ def run(quick: bool) -> list[dict[str, Any]]:
         if quick:
             _measure(Path(scratch), interval, evaluations, report=lambda record: None)
         else:
-            _train_on_ray({"scratch": scratch, "interval": interval, "evaluations": evaluations})
+            with mock.patch.dict(os.environ, RAY_ADDRESS="local"):  # never on a cluster that others use
+                _train_on_ray({"scratch": scratch, "interval": interval, "evaluations": evaluations})
         measured = json.loads((Path(scratch) / "measured.json").read_text(encoding="utf-8"))
     blocks = [sum(own) / sum(bare) for own, bare in zip(measured["own"], measured["bare"], strict=True)]
     step = statistics.median([second for block in measured["own"] for second in block])
     bare = [second for block in measured["bare"] for second in block]
     pauses = [pause - step for pause in measured["pauses"]]
     shares = [pause / (EPOCH_STEPS * step) for pause in pauses]
-    records = [
-        _record("step_ratio", blocks, STEP_RATIO),
-        _record("evaluation_share", shares, EVALUATION_SHARE),
-        _record("loop_milliseconds", [1000 * second for block in measured["own"] for second in block]),
-        _record("bare_milliseconds", [1000 * second for second in bare]),
-        _record("evaluation_seconds", pauses),
+    return [
+        record("step_ratio", blocks, most=STEP_RATIO),
+        record("evaluation_share", shares, most=EVALUATION_SHARE),
+        record("loop_milliseconds", [1000 * second for block in measured["own"] for second in block]),
+        record("bare_milliseconds", [1000 * second for second in bare]),
+        record("evaluation_seconds", pauses),
     ]
-    return records
-
-
-def _record(name: str, values: list[float], most: float | None = None) -> dict[str, Any]:
-    value = statistics.median(values)
-    return {
-        "name": name, "value": value, "low": min(values), "high": max(values), "floor": most,
-        "holds": most is None or value <= most,
-    }  # fmt: skip
 
 
 def _train_on_ray(spec: dict[str, Any]) -> None:
@@ -224,6 +219,4 @@ def in_memory_task(config: RunConfig, build_model: Callable[[], Any] | None = No
 
 
 if __name__ == "__main__":
-    results = run(quick="--quick" in sys.argv)
-    print(json.dumps(results, indent=1))
-    sys.exit(0 if all(record["holds"] for record in results) else 1)
+    main(run)

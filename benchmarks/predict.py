@@ -21,9 +21,7 @@ Run alone with `python -m benchmarks.predict [--quick]`. The files are made: a f
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -38,7 +36,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks._measure import ratios, record
+from benchmarks._measure import main, ratios, record
 from hai.checkpoint.format import Checkpoint
 from hai.config.load import config_from_yaml_text
 from hai.data.images import decode_image, fit_image
@@ -205,4 +203,4 @@ def _timed(work: Callable[[], list[float]]) -> tuple[float, list[float]]:
 
 
 if __name__ == "__main__":  # files are read in other processes, which import this one
-    print(json.dumps(run("--quick" in sys.argv), indent=1))
+    main(run)

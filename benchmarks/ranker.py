@@ -12,7 +12,7 @@ rankers.
 - `accuracy_difference`: held-out pair accuracy, ours after those 200 epochs minus theirs after its 30, with the
   interval of a bootstrap over groups of images. The backbone is frozen, so theirs is trained on the features that it
   would compute again and again. Our 200 epochs and learning rate 1e-3 were set beforehand, not tuned. Left out with
-  --quick and without the graded photographs.
+  --quick, without a value where the graded photographs are not at hand.
 - `memory_mb`: peak of training and evaluating on 10,000 kept embeddings of 1,024 numbers, 75 million ordered pairs,
   above the memory that holds them.
 - `count_ms`: milliseconds to count these pairs.
@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks._measure import main, memory, missing, output_of, record
 from hai.config.load import config_from_yaml_text
 from hai.config.schema import RunConfig
 from hai.data.augment import normalise
@@ -47,6 +46,7 @@ from hai.models.scorer import build_scorer
 from hai.pair_losses import PairLoss
 from hai.rank_metrics import pair_counts, point_metrics, ranker_metrics, resampled_weights
 
+_ROOT = Path(__file__).resolve().parent.parent
 SIZE, BATCH, OWN_EPOCHS, THEIR_EPOCHS = 224, 64, 200, 30
 BACKBONE = {
     "model_type": "dinov2",
@@ -80,7 +80,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 def _measured(scratch: Path, quick: bool) -> list[dict[str, Any]]:
     (scratch / "config.json").write_text(json.dumps(BACKBONE), encoding="utf-8")
-    data = Path(os.environ.get("HAI_TEST_DATA", "../shared/data")) / "quality"
+    data = Path(os.environ.get("HAI_TEST_DATA", _ROOT.parent / "shared" / "data")) / "quality"
     has_data = (data / "metadata.csv").is_file()
     text = CONFIG.format(size=SIZE, data=data, backbone=scratch)
     config = config_from_yaml_text(text, "benchmark")
@@ -102,17 +102,11 @@ def _measured(scratch: Path, quick: bool) -> list[dict[str, Any]]:
             epoch.append(theirs / ours)
             cached.append(THEIR_EPOCHS * theirs / kept)
         scaled = f"theirs from {batches} of {num_batches} batches"
-        records.append(_record(f"epoch_ratio_{count}: {scaled}", epoch, FLOORS[count]))
-        records.append(_record(f"cached_ratio_{count}: 30 epochs to {OWN_EPOCHS}", cached, 1000.0))
-    if not quick and has_data:
-        records.append(_accuracy(config, encoder))
+        records.append(record(f"epoch_ratio_{count}: {scaled}", epoch, FLOORS[count]))
+        records.append(record(f"cached_ratio_{count}: 30 epochs to {OWN_EPOCHS}", cached, 1000.0))
+    if not quick:
+        records.append(_accuracy(config, encoder) if has_data else missing("accuracy_difference"))
     return records + _memory()
-
-
-def _record(name: str, values: list[float], floor: float | None = None) -> dict[str, Any]:
-    value = statistics.median(values)
-    holds = floor is None or value >= floor
-    return {"name": name, "value": value, "low": min(values), "high": max(values), "floor": floor, "holds": holds}
 
 
 def _ordered_pairs(tier: Tensor) -> Tensor:
@@ -258,10 +252,9 @@ def _scored(head: nn.Module, features: Tensor) -> NDArray[np.float64]:
 
 
 def _memory() -> list[dict[str, Any]]:
-    found = subprocess.run([sys.executable, __file__, "memory"], capture_output=True, text=True, check=True)
-    megabytes, milliseconds = json.loads(found.stdout.splitlines()[-1])
-    memory = _record("memory_mb", [megabytes]) | {"floor": 200.0, "holds": megabytes < 200}
-    return [memory, _record("count_ms", milliseconds)]
+    output = output_of([sys.executable, "-m", "benchmarks.ranker", "memory"], cwd=_ROOT)
+    megabytes, milliseconds = json.loads(output.splitlines()[-1])
+    return [record("memory_mb", [megabytes], most=200.0), record("count_ms", milliseconds)]
 
 
 def _train_on_many() -> None:
@@ -270,8 +263,7 @@ def _train_on_many() -> None:
     config = config_from_yaml_text("task: ranker\nmodel: {name: compact, pretrained: false}", "benchmark")
     features, tier = torch.randn(10_000, 1024), torch.arange(10_000) % 4
     _train_head(config, features[:64], tier[:64], 0, epochs=2)  # what a process needs in any case
-    before = _memory_kb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    before = memory("VmRSS", anew=True)
     head = _train_head(config, features, tier, 0, epochs=2)
     score = np.concatenate([_scored(head, some) for some in torch.split(features, 256)])
     times = []
@@ -280,16 +272,11 @@ def _train_on_many() -> None:
         pair_counts(score, tier.numpy())
         times.append(1e3 * (time.perf_counter() - began))
     ranker_metrics(score, tier.numpy(), bootstrap=200)
-    print(json.dumps([(_memory_kb("VmHWM") - before) / 1024, times]))
-
-
-def _memory_kb(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    print(json.dumps([(memory() - before) / 2**20, times]))
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["memory"]:
         _train_on_many()
     else:
-        print(json.dumps(run(quick="--quick" in sys.argv), indent=1))
+        main(run)

@@ -13,8 +13,6 @@ Run alone with `python -m benchmarks.step [--quick]`.
 from __future__ import annotations
 
 import copy
-import json
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks._measure import interleaved, ratios, record
+from benchmarks._measure import interleaved, main, ratios, record
 from hai.config.schema import RunConfig
 from hai.distributed import Workers
 from hai.losses import DetectorLoss
@@ -118,6 +116,4 @@ def _our_step(config: RunConfig, model: nn.Module, images: Tensor, labels: Tenso
 
 
 if __name__ == "__main__":
-    results = run(quick="--quick" in sys.argv)
-    print(json.dumps(results, indent=1))
-    sys.exit(0 if all(record["holds"] for record in results) else 1)
+    main(run)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ SPEED = ("loader", "step", "loop", "checkpoint", "launch", "scaling", "million",
 
 _HAI = "from hai.cli import main; main()"
 _OF_CHECKPOINTS = ("inference",)
+_PATIENCE = 20.0  # seconds for a suite to end
 _FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -74,13 +76,15 @@ def run_all(*, quick: bool = False, finished: Callable[[Record], None] = lambda 
     """
     date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     record: Record = {"suite": "all", "quick": quick, "date": date, **provenance(), "suites": [], "results": []}
+    _find_benchmarks()
     of_speed = [name for name in SPEED if name in suites()]
     for number, suite in enumerate(of_speed, start=1):
         print(f"benchmark {number}/{len(of_speed)}: {suite}", file=sys.stderr)
-        wall, cpu = time.perf_counter(), _children_cpu_seconds()
-        results = _run_apart(suite, quick)
+        wall = time.perf_counter()
+        with importlib.import_module("benchmarks._measure").TreeClock() as clock:
+            results = _run_apart(suite, quick)
         record["results"] += [{**result, "name": f"{suite}: {result['name']}"} for result in results]
-        seconds, cpu_seconds = time.perf_counter() - wall, _children_cpu_seconds() - cpu
+        seconds, cpu_seconds = time.perf_counter() - wall, clock.seconds()
         record["suites"].append({"suite": suite, "seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)})
         finished(record)
     return record
@@ -91,17 +95,23 @@ def _run_apart(suite: str, quick: bool) -> list[Record]:
     with tempfile.TemporaryDirectory(prefix="hai-benchmark-") as scratch:
         written = Path(scratch) / "record.json"
         command = [sys.executable, "-c", _HAI, "benchmark", suite, "--json", str(written)]
-        code = subprocess.run([*command, *(["--quick"] if quick else [])], stdout=subprocess.DEVNULL).returncode
+        with subprocess.Popen([*command, *(["--quick"] if quick else [])], stdout=subprocess.DEVNULL) as process:
+            try:
+                code = process.wait()
+            except BaseException as error:
+                with suppress(subprocess.TimeoutExpired):
+                    if isinstance(error, KeyboardInterrupt):  # of which a terminal has told it, too
+                        process.wait(_PATIENCE)
+                process.terminate()  # it ends what it has started and removes its files
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_PATIENCE)
+                process.kill()
+                raise
         if written.exists():
             results: list[Record] = json.loads(written.read_text(encoding="utf-8"))["results"]
             return results
     print(f"benchmark: {suite} = exit status {code}; run hai benchmark {suite} to see why", file=sys.stderr)
     return [{"name": "failed", "value": None, "low": None, "high": None, "floor": None, "holds": False}]
-
-
-def _children_cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def failed_floors(results: list[Record]) -> list[str]:
@@ -114,10 +124,15 @@ def _files() -> dict[str, Path]:
     return files | {path.parent.name: path for path in _FOLDER.glob("*/__main__.py")}
 
 
+def _find_benchmarks() -> None:
+    """Let suites import each other as `benchmarks.name`."""
+    if str(_FOLDER.parent) not in sys.path:
+        sys.path.insert(0, str(_FOLDER.parent))
+
+
 def _load(suite: str) -> ModuleType | Any:
     path = _files()[suite]
-    if str(_FOLDER.parent) not in sys.path:  # suites import each other as `benchmarks.name`
-        sys.path.insert(0, str(_FOLDER.parent))
+    _find_benchmarks()
     spec = importlib.util.spec_from_file_location(f"hai_benchmark_{suite}", path)
     assert spec is not None
     assert spec.loader is not None  # a .py file has both

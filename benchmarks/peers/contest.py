@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import select
@@ -118,36 +119,53 @@ class Contestant:
 
 
 def measure_by_turns(
-    scripts: Sequence[str], job: Job, repeats: int, say: Callable[[str], object] | None = None
+    scripts: Sequence[str],
+    job: Job,
+    repeats: int,
+    *,
+    wrong: Callable[[dict[str, Any]], str] = lambda measured: "",
+    say: Callable[[str], object] = lambda line: print(f"peers: {line}", file=sys.stderr),
 ) -> dict[str, list[dict[str, Any]]]:
     """Start scripts, which prepare at the same time, let each measure once to warm up, then by turns.
 
     Args:
-        scripts: the first is ours, which must run; another one that fails is told and left out.
+        scripts: the first is ours, which must run; another one that fails, whenever, is told and left out.
         job: of each, in a scratch folder of its own.
         repeats: turns.
+        wrong: says what is wrong with a measurement, nothing if it is right; one that is wrong fails.
         say: takes the line about one that fails; by default it goes to standard error.
 
     Returns:
-        The measurements of each that runs, by peer, one per turn.
+        The measurements of each that runs to the end, by peer, one per turn.
 
     Raises:
-        PeerError: ours does not run, or another one ends between two turns.
+        PeerError: ours does not run.
     """
-    say = say or (lambda line: print(f"peers: {line}", file=sys.stderr))
     with ExitStack() as stack:
         running = [Contestant(script, job._replace(scratch=job.scratch / script)) for script in scripts]
         ours = running[0]
         for contestant in running:
             stack.callback(contestant.close)
-        for stage in (Contestant.start, Contestant.answer, Contestant.measure):
+
+        def carry_out(stage: Callable[[Contestant], Any], contestant: Contestant) -> Any:
+            try:
+                return stage(contestant) if contestant in running else None
+            except PeerError as error:
+                if contestant is ours:
+                    raise
+                say(str(error))
+                contestant.close()
+                running.remove(contestant)
+
+        def measure(contestant: Contestant) -> dict[str, Any]:
+            measured = contestant.measure()
+            if problem := wrong(measured):
+                raise PeerError(f"{contestant.name} {problem}")
+            return measured
+
+        for stage in (Contestant.start, Contestant.answer, measure):
             for contestant in list(running):
-                try:
-                    stage(contestant)
-                except PeerError as error:
-                    if contestant is ours:
-                        raise
-                    say(str(error))
-                    contestant.close()
-                    running.remove(contestant)
-        return interleaved({contestant.name: contestant.measure for contestant in running}, repeats)
+                carry_out(stage, contestant)
+        turns = {contestant.name: functools.partial(carry_out, measure, contestant) for contestant in running}
+        measurements = interleaved(turns, repeats)
+        return {contestant.name: measurements[contestant.name] for contestant in running}

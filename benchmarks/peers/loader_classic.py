@@ -3,17 +3,13 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from torch.utils.data import DataLoader
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
-from benchmarks.peers.contestant import BATCH, MEAN, SIZE, STD, Job, serve_batches
+from benchmarks._classic import usual_loader
+from benchmarks.peers.contestant import Job, serve_batches
 
 
 def prepare(job: Job) -> Callable[[], Iterator[torch.Tensor]]:
-    steps = [transforms.Resize((SIZE, SIZE)), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    images = ImageFolder(str(job.folder), transforms.Compose(steps))
-    loader = DataLoader(images, BATCH, shuffle=True, num_workers=job.workers, persistent_workers=True)
+    loader = usual_loader(job.folder, job.workers)
     return lambda: (batch for batch, _ in loader)
 
 

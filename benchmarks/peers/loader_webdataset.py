@@ -1,4 +1,4 @@
-"""WebDataset: eight tar files, shuffled by shard and in a buffer; uint8 [B, 3, 224, 224]."""
+"""WebDataset: four tar files a worker or more, shuffled by shard and in a buffer; uint8 [B, 3, 224, 224]."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,8 @@ from benchmarks.peers.decoding import decoded
 
 def prepare(job: Job) -> Callable[[], Iterator[torch.Tensor]]:
     paths = image_paths(job.folder)
-    with wds.ShardWriter(str(job.scratch / "faces-%03d.tar"), maxcount=-(-len(paths) // 8), verbose=0) as shards:
+    most = max(1, len(paths) // (4 * job.workers))  # it refuses fewer files than workers
+    with wds.ShardWriter(str(job.scratch / "faces-%04d.tar"), maxcount=most, verbose=0) as shards:
         for number, (path, label) in enumerate(paths):
             shards.write({"__key__": f"{number:06}", "jpg": Path(path).read_bytes(), "cls": label})
     files = sorted(str(path) for path in job.scratch.glob("*.tar"))

@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -370,6 +371,8 @@ def benchmark(
     from hai.benchmark import failed_floors, run_all, run_suite
     from hai.console import print_table
     from hai.types import Record
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that suites end what they have started
 
     def save(record: Record) -> None:
         if json_file:

@@ -17,7 +17,10 @@ FOLDER = Path(contest.__file__).parent
 PEERS = {"loader": suite.LOADERS, "augment": suite.AUGMENTATIONS, "loop": suite.LOOPS}
 LICENCES = ("MIT", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0")
 TOY = """
+import itertools
 from benchmarks.peers.contestant import serve
+
+calls = itertools.count()
 
 def prepare(job):
     print("what a library prints")
@@ -40,6 +43,7 @@ def scripts(tmp_path, monkeypatch):
         "work_twice": TOY.format(factor=2),
         "work_broken": "import no_such_module",
         "work_dying": TOY.format(factor="job.no_such_field"),
+        "work_fleeting": TOY.format(factor="1 / (3 - next(calls))"),
     }.items():
         (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
 
@@ -79,6 +83,36 @@ def test_a_peer_that_does_not_run_is_a_line(job, scripts):
 def test_ours_must_run(job, scripts):
     with pytest.raises(PeerError, match="broken does not run"):
         contest.measure_by_turns(["work_broken", "work_hai"], job, repeats=1)
+
+
+def test_a_peer_that_dies_between_turns_is_out_and_the_others_go_on(job, scripts):
+    lines = []
+    work = ["work_hai", "work_fleeting", "work_twice"]
+    turns = contest.measure_by_turns(work, job, repeats=4, say=lines.append)
+    assert {peer: len(measured) for peer, measured in turns.items()} == {"hai": 4, "twice": 4}
+    assert lines == ["fleeting does not run: ZeroDivisionError: division by zero"]
+    with pytest.raises(PeerError, match="fleeting does not run"):
+        contest.measure_by_turns(["work_fleeting", "work_twice"], job._replace(scratch=job.scratch / "2"), repeats=4)
+
+
+def test_a_peer_that_does_something_else_is_out_before_the_turns(job, scripts):
+    def wrong(measured):
+        return "" if measured["factor"] == 1 else f"has factor {measured['factor']}"
+
+    lines = []
+    turns = contest.measure_by_turns(["work_hai", "work_twice"], job, repeats=1, wrong=wrong, say=lines.append)
+    assert list(turns) == ["hai"]
+    assert lines == ["twice has factor 2"]
+
+
+def test_an_epoch_is_every_image_at_its_size():
+    epoch = {"images": suite.NUM_IMAGES - 32, "batches": ["uint8 (224, 224, 3)"]}
+    assert suite._wrong_epoch(epoch) == ""
+    assert suite._wrong_epoch(epoch | {"images": 640}) == "loads 640 of 4000 images"
+    assert (
+        suite._wrong_epoch(epoch | {"batches": ["uint8 (3, 256, 256)"]})
+        == "loads uint8 (3, 256, 256), not 224 x 224 px"
+    )
 
 
 def test_an_environment_is_made_once_and_shares_our_packages(tmp_path, monkeypatch):

@@ -1,9 +1,23 @@
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
-from benchmarks._measure import cpu_seconds, interleaved, memory, peak_memory, ratios, record, timed
+from benchmarks._measure import (
+    TreeClock,
+    cpu_seconds,
+    interleaved,
+    main,
+    memory,
+    missing,
+    output_of,
+    peak_memory,
+    ratios,
+    record,
+    timed,
+)
 
 WORK = [sys.executable, "-c", "while __import__('time').process_time() < 0.3: pass"]
 
@@ -16,6 +30,40 @@ def test_processor_time_covers_the_children_that_ended_and_those_that_live():
         assert cpu_seconds() - before >= 0.53
         living.communicate(b"\n")
     assert cpu_seconds() - before >= 0.56
+
+
+def test_processor_time_covers_processes_that_nobody_waits_for():
+    lingers = WORK[-1] + "\nprint(flush=True); __import__('time').sleep(1)"
+    careless = f"""
+import signal, subprocess, sys, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets what children took
+child = subprocess.Popen([sys.executable, "-c", {lingers!r}], stdout=-1)
+child.stdout.readline()
+time.sleep(0.5)
+"""
+    with TreeClock(every=0.05) as clock:
+        subprocess.run([sys.executable, "-c", careless], check=True)
+        half = time.time()
+        subprocess.run(WORK, check=True)
+    assert clock.seconds() >= clock.seconds(half) + 0.2
+    assert clock.seconds(half) >= 0.25
+    assert clock.seconds(0.0) == 0.0
+
+
+def test_what_a_failing_command_said_is_shown(capsys):
+    assert output_of([sys.executable, "-c", "import sys; print('a'); print('b', file=sys.stderr)"]) == "a\n"
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(subprocess.CalledProcessError):
+        output_of([sys.executable, "-c", "raise SystemExit('no such thing')"])
+    assert "no such thing" in capsys.readouterr().err
+
+
+def test_a_command_that_takes_too_long_leaves_nothing_behind(tmp_path):
+    inner = f"import time; time.sleep(300); '{tmp_path}'"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}], start_new_session=True)"
+    with pytest.raises(subprocess.TimeoutExpired):
+        output_of([sys.executable, "-c", outer], patience=1.5)
+    assert not [one for one in psutil.process_iter(["cmdline"]) if inner in (one.info["cmdline"] or ())]
 
 
 def test_contestants_run_by_turns_in_both_directions():
@@ -35,6 +83,15 @@ def test_a_record_is_judged_by_its_median():
     assert not record("a", [3.0], most=2.0)["holds"]
     assert record("a", [3.0], most=4.0)["floor"] == 4.0
     assert record("a", [3.0])["holds"]
+    assert missing("a", 2.0).keys() == record("a", [3.0]).keys()
+
+
+@pytest.mark.parametrize(("value", "status"), [(1.0, 1), (2.0, 0), (None, 0)])
+def test_a_suite_alone_fails_below_a_floor_and_not_for_what_it_could_not_measure(value, status, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(lambda quick: [missing("a", 2.0) if value is None else record("a", [value], floor=2.0)])
+    assert ended.value.code == status
+    assert '"a"' in capsys.readouterr().out
 
 
 def test_memory_is_that_of_the_whole_tree():
