@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks._measure import interleaved, memory, record
+from hai.errors import OutOfMemoryError
 from hai.memory import free_memory, is_out_of_memory
 
 
@@ -90,6 +91,8 @@ class Setting:
         self.begin_peak()
         try:
             return self._worked(build(), warm_up)
+        except OutOfMemoryError:  # of a step of this project: one example or the optimizer's state does not fit
+            pass
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -121,9 +124,31 @@ def turns_of(
     return {name: [] if name in out else [turn for turn in found if turn] for name, found in measured.items()}
 
 
-def record_of(name: str, values: list[float], floor: float | None = None, most: float | None = None) -> dict[str, Any]:
-    """Sum up what was measured; without a value where nothing fits into the device's memory."""
+def record_of(
+    name: str,
+    values: list[float],
+    floor: float | None = None,
+    most: float | None = None,
+    *,
+    without: bool | None = None,
+) -> dict[str, Any]:
+    """Sum up what was measured; without a value where nothing fits into the device's memory.
+
+    Args:
+        name: what it is, unit included.
+        values: one per repeat; none where memory ran out.
+        floor: the median must be at least this.
+        most: or at most this.
+        without: whether it holds where memory ran out; None: not judged, False: to fit in is part of what is asked.
+    """
     if values:
         return record(name, values, floor, most)
     limit = floor if most is None else most
-    return {"name": f"{name}: out of memory", "value": None, "low": None, "high": None, "floor": limit, "holds": True}
+    return {
+        "name": f"{name}: out of memory",
+        "value": None,
+        "low": None,
+        "high": None,
+        "floor": limit,
+        "holds": without,
+    }

@@ -12,6 +12,7 @@ import numpy as np
 from benchmarks._images import draw_faces
 from benchmarks.gpu.device import Setting, record_of, turns_of
 from benchmarks.gpu.training import Case, OwnStep
+from hai.config.load import load_config
 from hai.config.schema import RunConfig
 from hai.data.dataset import BatchStream, ImageDataset
 from hai.data.manifest import build_manifest
@@ -21,10 +22,7 @@ from hai.types import Batch
 __all__ = ["run"]
 
 _SHARE = 0.9
-_RECIPE = {
-    "flip": 0.5, "rotation_degrees": 10, "brightness": 0.15, "contrast": 0.15, "saturation": 0.15, "hue": 0.05,
-    "jpeg_probability": 0.3, "noise_probability": 0.05, "blur_probability": 0.03,
-}  # fmt: skip
+_RECIPE = Path(__file__).resolve().parents[2] / "configs" / "detector" / "baseline.yaml"
 _CASES = (Case("timm:efficientnet_b4", 224, 32), Case("timm:efficientnet_b0", 224, 32))
 _TINY = (Case("timm:mobilenetv3_small_050", 64, 4),)
 
@@ -45,7 +43,7 @@ def _measured(setting: Setting, case: Case, folder: Path) -> list[dict[str, Any]
             "image_size": case.size,
             "cache_decoded": "off",
         },
-        augment=_RECIPE,
+        augment=load_config(str(_RECIPE)).augment.model_dump(),
     )
     dataset = ImageDataset(build_manifest(config.data, config.seed, require=("train",)), config, "train")
     model = build_model(config.model, case.size, config.seed)
@@ -71,7 +69,9 @@ def _measured(setting: Setting, case: Case, folder: Path) -> list[dict[str, Any]
     turns = turns_of(setting, {"fed": fed, "resident": resident, "loader": loaded}, warm_up)
     shares = [one.rate / other.rate for one, other in zip(turns["fed"], turns["resident"], strict=False)]
     return [
-        record_of(f"{case.name}, fed over resident", shares, floor=_SHARE),
+        record_of(
+            f"{case.name}, fed over resident", shares, floor=_SHARE, without=False if turns["resident"] else None
+        ),
         *(
             record_of(f"{case.name}, {name}_images_per_second", [turn.rate for turn in found])
             for name, found in turns.items()

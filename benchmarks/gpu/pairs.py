@@ -64,7 +64,7 @@ class _Server:
         peaks = [self._setting.peak()] if times else []
         return [
             record_of(f"{_PAIRS} pairs, pairs_per_second ({name})", [_PAIRS / s for s in times]),
-            record_of(f"{_PAIRS} pairs, gigabytes ({name})", peaks, most=_GIGABYTES),
+            record_of(f"{_PAIRS} pairs, gigabytes ({name})", peaks, most=_GIGABYTES, without=False),
         ]
 
     def _times(self, pairs: int, precision: torch.dtype | None) -> list[float]:
@@ -72,7 +72,7 @@ class _Server:
         try:
             self._score(pairs, precision)
             seconds = [self._setting.seconds_of(lambda: self._score(pairs, precision)) for _ in range(self._repeats)]
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return []
