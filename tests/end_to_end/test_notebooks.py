@@ -44,9 +44,10 @@ def filled(name: str, **values: Any) -> Any:
     return book
 
 
-def execute(book: Any, folder: Path, **environment: str) -> dict[str, str]:
+def execute(book: Any, folder: Path, *, kernel: str = "python3", **environment: str) -> dict[str, str]:
     """Run all cells in a new kernel and return what each shows, by its id."""
-    client = nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(folder)}})
+    place = {"metadata": {"path": str(folder)}}
+    client = nbclient.NotebookClient(book, timeout=600, kernel_name=kernel, resources=place)
     try:
         client.execute(env={**os.environ, **environment})
     except nbclient.exceptions.CellExecutionError as error:
@@ -67,9 +68,30 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def make_kernel(folder: Path, name: str) -> Path:
+    """Make a kernel whose Python has what this one has but for hai, in an environment that it may install into.
+
+    Returns:
+        The folder of the environment.
+    """
+    environment = folder / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "others.pth").write_text("\n".join(others) + "\n", encoding="utf-8")
+    (environment / "bin/tensorboard").symlink_to(Path(sys.executable).with_name("tensorboard"))
+    spec = folder / "jupyter/kernels" / name / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    words = [str(environment / "bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": words, "display_name": name, "language": "python"}), encoding="utf-8")
+    return environment
+
+
 @pytest.fixture
-def colab(tmp_path: Path) -> Iterator[dict[str, str]]:
+def colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """The environment of a kernel in Colab; its Drive holds the code. TensorBoards that it started end with it."""
+    own, places = make_kernel(tmp_path, "colab"), os.environ["PATH"].split(os.pathsep)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     content = tmp_path / "content"
     home = content / "drive/MyDrive/hai"
     home.mkdir(parents=True)
@@ -87,6 +109,7 @@ def colab(tmp_path: Path) -> Iterator[dict[str, str]]:
         "HAI_CACHE": str(tmp_path / "machine"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # as every kernel sets it
         "JUPYTER_PLATFORM_DIRS": "1",
+        "PATH": os.pathsep.join([str(own / "bin"), *(place for place in places if not Path(place, "hai").exists())]),
     }
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
@@ -101,9 +124,11 @@ def test_colab_twice_and_the_second_session_goes_on(colab: dict[str, str], tmp_p
     content = tmp_path / "content"
     drive = content / "drive/MyDrive"
     form = {"CODE": f"{drive}/hai", "STORAGE": f"{drive}/my runs", "NAME": "first"}
-    seen = execute(filled("colab_single_node.ipynb", **form, SETTINGS=f"train.max_steps=4 {FAST}"), content, **colab)
+    book = filled("colab_single_node.ipynb", **form, SETTINGS=f"train.max_steps=4 {FAST}")
+    seen = execute(book, content, kernel="colab", **colab)
     run = drive / "my runs/first"
     assert f"+drive from {content}/hai-code" in seen["code"]
+    assert (tmp_path / "environment/bin/hai").is_file()
     assert seen["logins"] == ""
     assert seen["train"].startswith("$ hai train --config configs/detector/demo.yaml --name first")
     assert "best f1_macro" in seen["train"]
@@ -120,7 +145,7 @@ def test_colab_twice_and_the_second_session_goes_on(colab: dict[str, str], tmp_p
 
     shutil.rmtree(tmp_path / "machine")  # the machine is lost, the Drive is not
     again = {**form, "SETTINGS": f"train.max_steps=8 scale.launcher=in_process {FAST}", "DISCONNECT": True}
-    seen = execute(filled("colab_single_node.ipynb", **again), content, **colab)
+    seen = execute(filled("colab_single_node.ipynb", **again), content, kernel="colab", **colab)
     assert "resuming from step_00000004" in seen["train"]
     steps = [record["step"] for record in records(run)]
     assert steps == sorted(set(steps))
