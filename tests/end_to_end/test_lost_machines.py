@@ -72,17 +72,26 @@ def test_a_job_whose_worker_is_told_to_go_and_that_is_stopped_goes_on(
     assert not worker.is_running()
     (resumed,) = re.findall(r"resuming from step_(\d+)", _log(run))
     assert int(resumed) >= done, "none lost"
-    for verb in ("stop", "logs"):
-        command = ray_command("job", verb, "--address", ray_cluster.dashboard, tmp_path.name)
-        answered = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-        assert answered.returncode == 0, answered.stdout + answered.stderr
-    assert "SIGTERM to worker 0: saving a checkpoint, then it ends" in answered.stdout
+    (worker,) = train_workers()
+    worker.suspend()  # it would be done before the first command has begun
+    _ask(ray_cluster, "stop", "--no-wait", tmp_path.name)
+    worker.resume()
+    _ask(ray_cluster, "stop", tmp_path.name)
+    assert "SIGTERM to worker 0: saving a checkpoint, then it ends" in _ask(ray_cluster, "logs", tmp_path.name)
     assert summary(run)["status"] == "interrupted"
     assert int(resumed) <= summary(run)["step"] == newest_step(run) < 60
     finished = submit(ray_cluster, tiny_detector, tmp_path, more=settings)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert tensors(run) == tensors(unbroken)
     assert steps(run) == list(range(1, 61))
+
+
+def _ask(cluster: Cluster, verb: str, *words: str) -> str:
+    """Call `ray job`; return what it prints."""
+    command = ray_command("job", verb, "--address", cluster.dashboard, *words)
+    answered = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert answered.returncode == 0, answered.stdout + answered.stderr
+    return answered.stdout
 
 
 def _log(run: Path) -> str:
