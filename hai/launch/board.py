@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,7 +20,7 @@ from hai.types import Record
 __all__ = ["Board", "params_text"]
 
 
-_UNKNOWN = "its process has died again and again; most likely memory has run out"
+_UNKNOWN = "its process has died; most likely memory has run out"
 
 
 class Board:
@@ -31,6 +33,7 @@ class Board:
         mode: max or min.
         keys: of the space.
         common: what every job's JSON holds besides: storage, provenance.
+        max_failures: how often a piece of work is handed out again when its process has died; -1: always.
         say: takes a line for people.
     """
 
@@ -43,13 +46,16 @@ class Board:
         mode: str,
         keys: list[str],
         common: Record,
+        max_failures: int,
         say: Callable[[str], None],
     ) -> None:
         self._strategy, self._folder, self._say = strategy, folder, say
+        self._max_failures = max_failures if max_failures >= 0 else sys.maxsize
         self._metric, self._mode, self._keys, self._common = metric, mode, keys, common
         self._lock = threading.RLock()
         self._stopped = False
-        self._troubles: dict[int, str] = {}
+        self._troubles: dict[int, str] = {}  # why a trial's process was about to end
+        self._failures: Counter[int] = Counter()  # of the piece in work, by trial
         self._unsaved = False
         self._trials: dict[int, TrialRecord] = {}
         known = folder.load_trials()
@@ -104,6 +110,7 @@ class Board:
     def ended(self, number: int, outcome: Mapping[str, Any]) -> None:
         """Note how a piece of work ended, given the fields of `Outcome`."""
         with self._lock:
+            self._failures.pop(number, None)
             history = tuple((step, value) for step, value in outcome.get("history", ()))
             trial = self._strategy.settled(self._trials[number], Outcome(**{**outcome, "history": history}))
             self._trials[number] = trial
@@ -113,22 +120,25 @@ class Board:
             self._say(line)
 
     def note_trouble(self, number: int, text: str) -> None:
-        """Remember what went wrong in a trial that will be started again, in case that does not help."""
-        text = without_secrets(text)
-        self._troubles[number] = text
-        with self._lock:
-            trial = self._trials[number]
-            if trial.status == "failed" and trial.error == _UNKNOWN:  # its end was quicker than this letter
-                self._trials[number] = replace(trial, error=text)
-                self._save()
-                self._say(f"trial {number}: {text.splitlines()[0]}")
-                return
-        self._say(f"trial {number}: {text.splitlines()[0]}; starting it again from its newest checkpoint")
+        """Remember what a trial's process said before its end; `lost` follows."""
+        self._troubles[number] = without_secrets(text)
 
-    def failed(self, number: int) -> None:
-        """Note that a trial has failed for good."""
-        text = self._troubles.get(number, _UNKNOWN)
-        self.ended(number, {"status": "failed", "error": text, "may_retry": True})
+    def lost(self, number: int) -> None:
+        """Note that a trial's process has ended without an outcome: its piece goes out again, or it has failed."""
+        with self._lock:
+            text = self._troubles.pop(number, _UNKNOWN)
+            self._failures[number] += 1
+            failures = self._failures[number]
+            if failures > self._max_failures:
+                times = f" (failure {failures}, scale.max_failures = {self._max_failures})" if failures > 1 else ""
+                first, _, rest = text.partition("\n")
+                error = "\n".join(filter(None, [first + times, rest]))
+                self.ended(number, {"status": "failed", "error": error, "may_retry": True})
+                return
+            self._trials[number] = replace(self._trials[number], status="pending")
+            self._save()
+        then = "the same command goes on with it" if self._stopped else "starting it again from its newest checkpoint"
+        self._say(f"trial {number}: {text.splitlines()[0]}; {then}")
 
     def progress(self) -> Record:
         """Say how far the sweep is, for people."""

@@ -125,8 +125,9 @@ def _carry_out(
     common: Record = {"storage": f"{place}/trials", "provenance": provenance()}
     strategy = Strategy(sweep, _epochs(sweep.base, datasets), _suggest_for(sweep))
     board = Board(
-        strategy, folder, metric=metric, mode=sweep.settings.mode, keys=list(sweep.space), common=common, say=bar.say
-    )
+        strategy, folder, metric=metric, mode=sweep.settings.mode, keys=list(sweep.space), common=common,
+        max_failures=sweep.base.scale.max_failures, say=bar.say,
+    )  # fmt: skip
     if board.trials:
         done = sum(trial.status in ("finished", "stopped", "failed") for trial in board.trials)
         bar.say(f"going on with sweep {name}: {len(board.trials)} trials are known, {done} of them need nothing now")

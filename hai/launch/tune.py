@@ -1,7 +1,8 @@
 """Carrying out a sweep's pieces of work with Ray Tune: one actor for as many trials at once as there is room for.
 
-Tune starts, reuses and restarts processes and knows nothing else: what comes next is the board's to say, what has been
-learned lies in the trials' run folders, and Tune's own records go to a folder that is deleted at the end.
+Tune starts and reuses processes and knows nothing else: what comes next, also after one has died, is the board's to
+say, what has been learned lies in the trials' run folders, and Tune's own records go to a folder that is deleted at the
+end.
 """
 
 from __future__ import annotations
@@ -86,26 +87,45 @@ def train_on_tune(
             return STOP if time_left() > 0 else 0
         own_node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         mailbox = ray.remote(num_cpus=0, label_selector=own_node)(Mailbox).remote()
+        post = _Post(mailbox, board, say)
         with tempfile.TemporaryDirectory(prefix="hai-tune-") as scratch:
-            tuner = _tuner(board, mailbox, room, config, scratch)
-            _attend(tuner, mailbox, board, signals, time_left, say=say, show=show)
+            _attend(_tuner(board, post, room, scratch), post, board, signals, time_left, say=say, show=show)
         return signals.request
 
 
-def _tuner(board: Board, mailbox: Any, room: Room, config: RunConfig, scratch: str) -> Any:
+class _Post:
+    """What trials write, handed on by whichever thread looks first and in the order in which it was written."""
+
+    def __init__(self, mailbox: Any, board: Board, say: Callable[[str], None]) -> None:
+        self.mailbox, self.has_started = mailbox, False
+        self._board, self._say, self._lock = board, say, threading.Lock()
+
+    def deliver(self) -> None:
+        """Hand on all that has come; when this returns, nothing that had come before is still on its way."""
+        with self._lock:
+            for kind, content in ray.get(self.mailbox.take.remote()):
+                if kind == "trouble":
+                    self._board.note_trouble(*content)
+                elif kind == "say":
+                    self._say(content)
+                else:
+                    self.has_started = True
+
+
+def _tuner(board: Board, post: _Post, room: Room, scratch: str) -> Any:
     needs: dict[str, float] = {"cpu": room.cpus, "gpu": room.gpus}
     if room.workers > 1:  # the workers claim what they need; this process only waits for them
         needs = {"cpu": 0, "memory": 1 << 20}
-    trainable = tune.with_parameters(_trial, mailbox=mailbox, room=room, environment=forwarded())
+    trainable = tune.with_parameters(_trial, mailbox=post.mailbox, room=room, environment=forwarded())
     return tune.Tuner(
         tune.with_resources(trainable, needs),
-        tune_config=tune.TuneConfig(search_alg=_Work(board, room), num_samples=-1, reuse_actors=True),
+        tune_config=tune.TuneConfig(search_alg=_Work(board, room, post.deliver), num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(
             name="sweep",
             storage_path=scratch,
             verbose=0,
             progress_reporter=tune.CLIReporter(),  # silent; in a notebook Tune's own choice would clear the cell
-            failure_config=tune.FailureConfig(max_failures=config.scale.max_failures),
+            failure_config=tune.FailureConfig(max_failures=0),  # the board counts; an announced end is none to Tune
         ),
     )
 
@@ -113,9 +133,11 @@ def _tuner(board: Board, mailbox: Any, room: Room, config: RunConfig, scratch: s
 class _Work(Searcher):
     """Tune's view of the board: whatever it is asked to try is the next piece of work."""
 
-    def __init__(self, board: Board | None, room: Room | None = None) -> None:
+    def __init__(
+        self, board: Board | None, room: Room | None = None, deliver: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(metric="outcome", mode="max")
-        self._board, self._room = board, room
+        self._board, self._room, self._deliver = board, room, deliver
         self._numbers: dict[str, int] = {}
 
     def suggest(self, trial_id: str) -> Record | None:
@@ -133,11 +155,13 @@ class _Work(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Record | None = None, error: bool = False) -> None:
         """Pass on how a piece has ended."""
-        number, board = self._numbers.pop(trial_id), self._board
+        number, board, deliver = self._numbers.pop(trial_id), self._board, self._deliver
         assert board is not None
+        assert deliver is not None
         outcome = (result or {}).get("outcome")
         if error or outcome is None:
-            board.failed(number)
+            deliver()  # what its process has said before
+            board.lost(number)
         else:
             board.ended(number, json.loads(outcome))
 
@@ -187,14 +211,14 @@ def _trial(job: Record, mailbox: Any = None, room: Room | None = None, environme
         outcome = failure(error)
     except Exception as error:
         ray.get(mailbox.put.remote("trouble", [number, failure(error)["error"]]))
-        raise  # Tune starts the trial again in a fresh process, and it resumes
+        raise  # the board hands the piece out again, to a fresh process, and it resumes
     finally:
         asked.end()
     tune.report({"outcome": json.dumps(outcome)})
 
 
 def _attend(
-    tuner: Any, mailbox: Any, board: Board, signals: StopSignals, time_left: Callable[[], float], *,
+    tuner: Any, post: _Post, board: Board, signals: StopSignals, time_left: Callable[[], float], *,
     say: Callable[[str], None], show: Callable[[Record], None],
 ) -> None:  # fmt: skip
     """Run Tune in a thread; pass on signals and troubles until it ends."""
@@ -216,20 +240,14 @@ def _attend(
             if is_late and not signals.request:
                 say("the time limit has come: saving what runs")
             board.stop()
-            mailbox.ask.remote(STOP)
-        for kind, content in ray.get(mailbox.take.remote()):
-            if kind == "trouble":
-                board.note_trouble(*content)
-            elif kind == "say":
-                say(content)
-            else:
-                patience = float("inf")
-        if time.monotonic() > patience:
+            post.mailbox.ask.remote(STOP)
+        post.deliver()
+        if not post.has_started and time.monotonic() > patience:
             say("still waiting for the first trial to start: for others to be done, or for machines to come")
             patience = float("inf")
         show(board.progress())
         is_due = board.running and time.monotonic() > stopped + _GRACE_SECONDS
-        is_unheard = is_due and ray.get(mailbox.silence.remote()) > _GRACE_SECONDS
+        is_unheard = is_due and ray.get(post.mailbox.silence.remote()) > _GRACE_SECONDS
         if not is_alive or is_unheard:  # what only waits for a machine would not hear that it is to stop
             break
         time.sleep(POLL_SECONDS)

@@ -19,8 +19,11 @@ from hai.errors import ConfigError, NonFiniteError, StorageError
 from hai.launch import trial as trials
 from hai.launch.board import Board
 from hai.launch.plan import Plan
+from hai.launch.room import Room
 from hai.launch.sweep import _train_here
+from hai.launch.tune import _Work
 from hai.sweep.folder import SweepFolder
+from hai.sweep.records import parse_trials
 from hai.sweep.strategy import Strategy
 from hai.tasks.ranker import RankerTask
 from hai.types import SAVE, Record
@@ -203,25 +206,93 @@ def test_trouble_at_the_end_leaves_a_sweep_that_goes_on(
     assert trained == [0, 1, 2]
 
 
-def test_a_failure_keeps_its_reason_even_if_that_comes_late(sweep: Path, tmp_path: Path) -> None:
+def board_of(sweep: Path, folder: Path, heard: list[str], max_failures: int) -> Board:
     loaded = load_sweep(sweep)
-    folder, heard = SweepFolder(locate(str(tmp_path), "heads"), "", print), []
-    board = Board(
-        Strategy(loaded, 3.0), folder, metric="srcc", mode="max", keys=list(loaded.space),
-        common={"storage": str(tmp_path)}, say=heard.append,
+    return Board(
+        Strategy(loaded, 3.0), SweepFolder(locate(str(folder), "heads"), "", print), metric="srcc", mode="max",
+        keys=list(loaded.space), common={"storage": str(folder)}, max_failures=max_failures, say=heard.append,
     )  # fmt: skip
-    assert board.take(lambda config: config) is not None
-    board.failed(0)
-    assert "died again and again" in board.trials[0].error
-    board.note_trouble(0, "RuntimeError: see s3://user:canary-secret@bucket/x\nTraceback ...")
-    assert folder.load_trials()[0].error.startswith("RuntimeError: see s3://***@bucket/x\nTraceback")
-    assert folder.load_trials()[0].may_retry
+
+
+def handed_out(board: Board) -> int | None:
+    job = board.take(lambda config: config)
+    return None if job is None else int(job["number"])
+
+
+def test_work_whose_process_died_is_handed_out_again_as_often_as_asked(sweep: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+    board = board_of(sweep, tmp_path, heard, max_failures=2)
+    taken = []
+    for _ in range(3):
+        taken.append(handed_out(board))
+        board.lost(0)
+    assert taken == [0, 0, 0]
+    assert heard[:2] == [
+        "trial 0: its process has died; most likely memory has run out; starting it again from its newest checkpoint"
+    ] * 2  # fmt: skip
+    assert "memory has run out (failure 3, scale.max_failures = 2)" in heard[2]
+    assert (board.trials[0].status, board.trials[0].may_retry) == ("failed", True)
+    assert handed_out(board) == 1
+    board.ended(1, {"status": "paused", "step": 2, "value": 0.5, "last": 0.5})
+    assert not board.running
+
+
+def test_a_count_of_failures_begins_anew_with_the_next_piece(sweep: Path, tmp_path: Path) -> None:
+    board = board_of(sweep, tmp_path, [], max_failures=1)
+    for outcome in ("interrupted", "finished"):
+        assert handed_out(board) == 0
+        board.lost(0)
+        assert handed_out(board) == 0
+        board.ended(0, {"status": outcome, "step": 6, "value": 0.5})
+    assert board.trials[0].status == "finished"
+
+
+def test_work_is_handed_out_for_ever_where_that_is_asked_for(sweep: Path, tmp_path: Path) -> None:
+    board = board_of(sweep, tmp_path, [], max_failures=-1)
+    for _ in range(20):
+        assert handed_out(board) == 0
+        board.lost(0)
+
+
+def test_after_a_stop_what_was_lost_waits_for_the_next_time(sweep: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+    board = board_of(sweep, tmp_path, heard, max_failures=3)
+    assert handed_out(board) == 0
+    board.stop()
+    board.lost(0)
+    assert heard[-1].endswith("run out; the same command goes on with it")
+    assert (handed_out(board), board.is_over(), board.has_more()) == (None, True, True)
+    assert board.trials[0].status == "pending"
+
+
+def test_a_failure_is_told_with_its_reason_and_no_secret(sweep: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+    board = board_of(sweep, tmp_path, heard, max_failures=1)
+    for _ in range(2):
+        assert handed_out(board) == 0
+        board.note_trouble(0, "RuntimeError: see s3://user:canary-secret@bucket/x\nTraceback ...")
+        board.lost(0)
+    assert heard[0] == "trial 0: RuntimeError: see s3://***@bucket/x; starting it again from its newest checkpoint"
+    error = parse_trials((tmp_path / "heads" / "trials.csv").read_text(encoding="utf-8"))[0].error
+    assert error.startswith("RuntimeError: see s3://***@bucket/x (failure 2, scale.max_failures = 1)\nTraceback")
     assert "canary" not in "".join(heard)
-    board.take(lambda config: config)
-    board.note_trouble(1, "OSError: the card has fallen off")
-    assert heard[-1].endswith("fallen off; starting it again from its newest checkpoint")
-    board.failed(1)
-    assert board.trials[1].error == "OSError: the card has fallen off"
+
+
+def test_what_a_process_wrote_is_read_before_its_end_is_noted(sweep: Path, tmp_path: Path) -> None:
+    heard: list[str] = []
+    board = board_of(sweep, tmp_path, heard, max_failures=1)
+    room = Room(trials=1, workers=1, cpus=1, gpus=0.0)
+    work = _Work(board, room, lambda: board.note_trouble(0, "OSError: the card has fallen off"))
+    job = work.suggest("a")
+    assert job is not None
+    assert json.loads(job["job"])["number"] == 0
+    assert work.suggest("b") is None  # there is no room
+    work.on_trial_complete("a", error=True)
+    assert heard == ["trial 0: OSError: the card has fallen off; starting it again from its newest checkpoint"]
+    again = work.suggest("b")
+    assert again == job
+    work.on_trial_complete("b", {"outcome": json.dumps({"status": "finished", "step": 6, "value": 0.5})})
+    assert board.trials[0].status == "finished"
 
 
 def test_a_sweep_out_of_time_shows_what_it_has_and_is_not_finished(
