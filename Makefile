@@ -11,15 +11,14 @@ unexport RAY_ADDRESS
 test test-all: export RAY_AUTH_MODE := disabled
 test test-all: export RAY_worker_niceness := 0
 
-# What starts Ray takes longest, so it goes first and beside it, on what it leaves, two halves of the rest; their output comes
-# last. Ray would lower its workers' priority, and gives its own processes half a minute to start.
+# What starts Ray goes one test after the other; the rest beside it on what that leaves, file by file in the order of their
+# names, which has the short ones last, by as many processes as keep two cores busy. Ray would lower its workers' priority, and gives its own processes half a minute to start.
+BESIDE ?= 3
 define parts
-	@logs=$$(mktemp -d); trap 'kill $$ray $$unit 2>/dev/null; rm -rf "$$logs"' EXIT INT TERM; \
-	$(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and ray" > "$$logs/ray" 2>&1 & ray=$$!; \
-	nice -n 19 $(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and not ray" tests/unit tests/end_to_end > "$$logs/unit" 2>&1 & unit=$$!; \
-	nice -n 19 $(BIN)/python -m pytest -m "($(1)) and not ray" --ignore=tests/unit --ignore=tests/end_to_end; rest=$$?; \
-	wait $$unit; code=$$?; cat "$$logs/unit"; rest=$$((rest || code)); \
-	wait $$ray; code=$$?; cat "$$logs/ray"; exit $$((rest || code))
+	@log=$$(mktemp); trap 'kill $$ray 2>/dev/null; rm -f "$$log"' EXIT INT TERM; \
+	$(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and ray" > "$$log" 2>&1 & ray=$$!; \
+	nice -n 19 $(BIN)/python -m pytest -n $(BESIDE) --dist loadfile --no-loadscope-reorder -m "($(1)) and not ray"; rest=$$?; \
+	wait $$ray; code=$$?; cat "$$log"; exit $$((rest || code))
 endef
 
 .PHONY: setup demo test test-all lint type docs clean help
