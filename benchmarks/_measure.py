@@ -30,6 +30,7 @@ __all__ = [
     "output_of",
     "peak_memory",
     "ratios",
+    "real_data",
     "record",
     "timed",
 ]
@@ -55,6 +56,12 @@ class Peak(NamedTuple):
     """Largest proportional set size of its process tree."""
     output: str
     """What it wrote to its standard output."""
+
+
+def real_data() -> Path:
+    """Return the folder of real images and videos, which may be absent: HAI_TEST_DATA, or one beside the checkout."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    return Path(os.environ.get("HAI_TEST_DATA", beside)).absolute()
 
 
 def cpu_seconds() -> float:

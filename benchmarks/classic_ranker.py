@@ -10,7 +10,6 @@ Settings are chosen on the validation split; the test split is measured once. `H
 from __future__ import annotations
 
 import io
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, laplace
 from sklearn.ensemble import HistGradientBoostingRegressor
 
+from benchmarks._measure import real_data
 from hai.config.load import config_from_yaml_text
 from hai.data.manifest import Manifest, build_manifest
 from hai.errors import DataError
@@ -37,7 +37,7 @@ _SETTINGS = [
 
 
 def run(quick: bool = False) -> list[Record]:
-    folder = Path(os.environ.get("HAI_TEST_DATA", "../shared/data")) / "quality"
+    folder = real_data() / "quality"
     if not (folder / "metadata.csv").is_file():
         raise DataError(f"{folder}: no graded photographs; name the folder that holds quality/ with HAI_TEST_DATA")
     manifest = load(folder)

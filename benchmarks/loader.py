@@ -46,7 +46,7 @@ import torch
 from PIL import Image, ImageOps
 
 from benchmarks._images import draw_faces, draw_photographs
-from benchmarks._measure import Cost, interleaved, main, missing, peak_memory, ratios, record, timed
+from benchmarks._measure import Cost, interleaved, main, missing, peak_memory, ratios, real_data, record, timed
 from benchmarks.peers.contestant import BATCH, SIZE
 from hai.config.load import load_config
 from hai.config.schema import RunConfig
@@ -210,7 +210,7 @@ def _batches(
 def _exactness(faces: Path, large: Path) -> list[dict[str, Any]]:
     """Compare with Pillow: JPEGs of many kinds, and resizes down and up."""
     drawn = [*sorted(faces.rglob("*.jpg"))[:64], *sorted(large.rglob("*.jpg"))[:4]]
-    data = Path(os.environ.get("HAI_TEST_DATA", _ROOT.parent / "shared" / "data"))
+    data = real_data()
     taken = [file for name in ("quality/images", "faces/real") for file in sorted((data / name).glob("*"))[:64]]
     return [*_differences("drawn pictures", drawn), *_differences("photographs", taken)]
 

@@ -47,7 +47,7 @@ from hai.faces.settings import CropSettings
 from hai.models import build_model
 from hai.predict.files import find_rows, is_video
 from hai.predict.pictures import View
-from hai.predict.run import predict_files, probability_at
+from hai.predict.run import predict_files, probability_at, work_seconds
 from hai.trained import Trained, best_device
 
 Picture = NDArray[np.uint8]
@@ -101,8 +101,8 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 
 def predicted(files: list[Path], model: Trained, seconds: float = math.inf) -> list[float]:
-    """Score files as the command does, in so many seconds: all of them, or those for which they suffice."""
-    ends = time.monotonic() + seconds
+    """Score files as the command does within a limit: all of them, or those for which it suffices."""
+    ends = time.monotonic() + work_seconds(seconds) if math.isfinite(seconds) else math.inf
     layout = model.layout
     view = View(layout.size, layout.geometry, layout.max_megapixels, CUT)
     with ExitStack() as stack:

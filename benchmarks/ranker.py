@@ -22,7 +22,6 @@ rankers.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks._measure import main, memory, missing, output_of, record
+from benchmarks._measure import main, memory, missing, output_of, real_data, record
 from hai.config.load import config_from_yaml_text
 from hai.config.schema import RunConfig
 from hai.data.augment import normalise
@@ -81,7 +80,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
 
 def _measured(scratch: Path, quick: bool) -> list[dict[str, Any]]:
     (scratch / "config.json").write_text(json.dumps(BACKBONE), encoding="utf-8")
-    data = Path(os.environ.get("HAI_TEST_DATA", _ROOT.parent / "shared" / "data")) / "quality"
+    data = real_data() / "quality"
     has_data = (data / "metadata.csv").is_file()
     text = CONFIG.format(size=SIZE, data=data, backbone=scratch)
     config = config_from_yaml_text(text, "benchmark")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 from ray_runs import DETECTOR, Cluster, output, start
 
+from benchmarks._measure import real_data as given_data
 from benchmarks.faults.pictures import draw_art, draw_faces
 from benchmarks.faults.ray_kills import free_port, start_head
 
@@ -37,10 +38,9 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("HAI_TEST_DATA", "../shared/data")).absolute()
-    if not folder.is_dir():
+    if not given_data().is_dir():
         pytest.skip("no real data: HAI_TEST_DATA names no folder")
-    return folder
+    return given_data()
 
 
 @pytest.fixture(scope="session")

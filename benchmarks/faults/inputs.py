@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks._measure import real_data
 from benchmarks.faults.bad_archives import MAX_BYTES, MAX_FILES, MAX_RATIO, build_archive
 from benchmarks.faults.bad_images import damage, is_picture, originals
 from benchmarks.faults.bad_tables import IMAGES, TWINS, build_table
@@ -114,7 +115,7 @@ def _listed(error: DataError) -> list[str]:
 
 
 def _try_images(numbers: range, seed: int, folder: Path, tally: _Tally) -> None:
-    sources = originals(Path(os.environ.get("HAI_TEST_DATA", "../shared/data")))
+    sources = originals(real_data())
     pictures: dict[str, bytes] = {}
     for number in numbers:
         suffix, data = damage(random.Random(f"image {seed} {number}"), sources)

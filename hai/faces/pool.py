@@ -29,7 +29,7 @@ CRASHED: Final = "its decoder crashes, or needs more memory than there is"
 
 _AHEAD: Final = 2
 """Files waiting for each process; few, since results wait in memory."""
-_LOOK_SECONDS: Final = 0.2
+_LOOK_SECONDS: Final = 0.05
 
 
 class Job(NamedTuple):
@@ -80,7 +80,7 @@ def work_in_processes(
         work: takes `about` and a job; a function of a module.
         about: what all jobs have in common.
         crashed: stands for the result of a job that ends its process.
-        stop: asked several times a second; no job is begun after it has said yes.
+        stop: asked many times a second; no job is begun after it has said yes.
         num_workers: processes.
         finish: when stopped, jobs in work are finished; else they are dropped and their processes ended.
     """

@@ -26,7 +26,15 @@ from hai.progress import progress_bar
 if TYPE_CHECKING:
     from hai.trained import Trained
 
-__all__ = ["end_process", "option_faults", "predict_files", "probability_at", "run_prediction", "view_for"]
+__all__ = [
+    "end_process",
+    "option_faults",
+    "predict_files",
+    "probability_at",
+    "run_prediction",
+    "view_for",
+    "work_seconds",
+]
 
 _LEAST_MEGAPIXELS: Final = 120.0
 """What is looked at in any case: photographs of phones are larger than what one trains with."""
@@ -89,7 +97,7 @@ def run_prediction(
             raise ConfigError(f"--detector-model = {detector_model}; mediapipe cuts no faces out here; leave it out")
         if faces == "always":
             rows = [replace(row, is_ready=False) for row in rows]
-        ends = started + seconds - min(_SPARE_SHARE * seconds, _SPARE_SECONDS) if seconds else math.inf
+        ends = started + work_seconds(seconds) if seconds else math.inf
         fewest = predict_files(
             rows, models, views, frames=frames, how=aggregate, flip=tta == "flip", ends=ends, stack=stack
         )
@@ -103,6 +111,11 @@ def run_prediction(
     if fewest < frames:
         print(f"note: {fewest} to {frames} frames of each video were looked at, for --time-limit {time_limit}")
     return 0
+
+
+def work_seconds(limit: float) -> float:
+    """Return how long files may be worked on within a time limit, both in seconds."""
+    return limit - min(_SPARE_SHARE * limit, _SPARE_SECONDS)
 
 
 def end_process(status: int) -> NoReturn:
