@@ -11,14 +11,20 @@ unexport RAY_ADDRESS
 test test-all: export RAY_AUTH_MODE := disabled
 test test-all: export RAY_worker_niceness := 0
 
-# What starts Ray goes one test after the other; the rest beside it on what that leaves, file by file in the order of their
-# names, which has the short ones last, by as many processes as keep two cores busy. Ray would lower its workers' priority, and gives its own processes half a minute to start.
-BESIDE ?= 3
+# What starts Ray takes longest, so it goes first and beside it, on what it leaves, three parts of the rest; output comes at
+# the end of each, the last one's first. Ray would lower its workers' priority, and gives its own processes half a minute to
+# start. A test that forks needs a process in which few libraries have threads: those of tests/integration keep their order.
+PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
+MIDDLE := tests/integration/test_[b-r]*
 define parts
-	@log=$$(mktemp); trap 'kill $$ray 2>/dev/null; rm -f "$$log"' EXIT INT TERM; \
-	$(BIN)/python -m pytest -p no:cacheprovider -m "($(1)) and ray" > "$$log" 2>&1 & ray=$$!; \
-	nice -n 19 $(BIN)/python -m pytest -n $(BESIDE) --dist loadfile --no-loadscope-reorder -m "($(1)) and not ray"; rest=$$?; \
-	wait $$ray; code=$$?; cat "$$log"; exit $$((rest || code))
+	@logs=$$(mktemp -d); trap 'kill $$begun 2>/dev/null; rm -rf "$$logs"' EXIT INT TERM; \
+	begin() { log=$$logs/$$1; shift; "$$@" > "$$log" 2>&1 & begun="$$begun $$!"; }; begun=; \
+	begin ray $(PYTEST) -m "($(1)) and ray"; \
+	begin middle nice -n 19 $(PYTEST) -m "($(1)) and not ray" $(MIDDLE); \
+	begin end_to_end nice -n 19 $(PYTEST) -m "($(1)) and not ray" tests/end_to_end; \
+	nice -n 19 $(PYTEST) -m "($(1)) and not ray" --ignore=tests/end_to_end --ignore-glob='$(MIDDLE)'; code=$$?; \
+	for part in $$begun; do wait $$part || code=$$?; done; \
+	cat "$$logs"/*; exit $$code
 endef
 
 .PHONY: setup demo test test-all lint type docs clean help
