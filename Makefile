@@ -13,7 +13,7 @@ test test-all: export RAY_worker_niceness := 0
 
 # What starts Ray takes longest, so it goes first and beside it, on what it leaves, three parts of the rest; output comes at
 # the end of each, the last one's first. Ray would lower its workers' priority, and gives its own processes half a minute to
-# start. A test that forks needs a process in which few libraries have threads: those of tests/integration keep their order.
+# start. A test that forks needs a process in which few libraries have threads: so these stay in this order.
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 MIDDLE := tests/integration/test_[b-r]*
 define parts
@@ -22,7 +22,7 @@ define parts
 	begin ray $(PYTEST) -m "($(1)) and ray"; \
 	begin middle nice -n 19 $(PYTEST) -m "($(1)) and not ray" $(MIDDLE); \
 	begin end_to_end nice -n 19 $(PYTEST) -m "($(1)) and not ray" tests/end_to_end; \
-	nice -n 19 $(PYTEST) -m "($(1)) and not ray" --ignore=tests/end_to_end --ignore-glob='$(MIDDLE)'; code=$$?; \
+	nice -n 19 $(PYTEST) -m "($(1)) and not ray" tests/unit tests/gpu tests/integration --ignore-glob='$(MIDDLE)'; code=$$?; \
 	for part in $$begun; do wait $$part || code=$$?; done; \
 	cat "$$logs"/*; exit $$code
 endef
