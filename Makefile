@@ -15,14 +15,13 @@ test test-all: export RAY_worker_niceness := 0
 # the end of each, the last one's first. Ray would lower its workers' priority, and gives its own processes half a minute to
 # start. A test that forks needs a process in which few libraries have threads: so these stay in this order.
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
-MIDDLE := tests/integration/test_[b-r]*
 define parts
 	@logs=$$(mktemp -d); trap 'kill $$begun 2>/dev/null; rm -rf "$$logs"' EXIT INT TERM; \
 	begin() { log=$$logs/$$1; shift; "$$@" > "$$log" 2>&1 & begun="$$begun $$!"; }; begun=; \
 	begin ray $(PYTEST) -m "($(1)) and ray"; \
-	begin middle nice -n 19 $(PYTEST) -m "($(1)) and not ray" $(MIDDLE); \
-	begin end_to_end nice -n 19 $(PYTEST) -m "($(1)) and not ray" tests/end_to_end; \
-	nice -n 19 $(PYTEST) -m "($(1)) and not ray" tests/unit tests/gpu tests/integration --ignore-glob='$(MIDDLE)'; code=$$?; \
+	begin first nice -n 19 $(PYTEST) -m "($(1)) and not ray" tests/end_to_end tests/integration/test_a*; \
+	begin middle nice -n 19 $(PYTEST) -m "($(1)) and not ray" tests/integration/test_[b-r]*; \
+	nice -n 19 $(PYTEST) -m "($(1)) and not ray" tests/unit tests/gpu tests/integration --ignore-glob='tests/integration/test_[a-r]*'; code=$$?; \
 	for part in $$begun; do wait $$part || code=$$?; done; \
 	cat "$$logs"/*; exit $$code
 endef
