@@ -102,8 +102,8 @@ def attend(post: Post, fit: Callable[[], object], show: Callable[[Any], None], *
     )  # fmt: skip
     told: list[str] = []
     tune._attend(
-        SimpleNamespace(fit=fit), post, board, SimpleNamespace(request=STOP),  # type: ignore[arg-type]
-        lambda: float("inf"), say=told.append, show=show,
+        SimpleNamespace(fit=fit), tune._Post(post, board, told.append), board,
+        SimpleNamespace(request=STOP), lambda: float("inf"), say=told.append, show=show,  # type: ignore[arg-type]
     )  # fmt: skip
     assert (stopped, post.box.asked()[0]) == ([True], STOP)
     return "\n".join(told)
