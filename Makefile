@@ -11,9 +11,9 @@ unexport RAY_ADDRESS
 test test-all: export RAY_AUTH_MODE := disabled
 test test-all: export RAY_worker_niceness := 0
 
-# What starts Ray takes longest, so it goes first and beside it, on what it leaves, three parts of the rest; output comes at
-# the end of each, the last one's first. Ray would lower its workers' priority, and gives its own processes half a minute to
-# start. A test that forks needs a process in which few libraries have threads: so these stay in this order.
+# What starts Ray takes longest, so it goes first and beside it, on what it leaves, three parts of the rest. One of them is seen
+# as it goes, the output of the others comes at the end. Ray would lower its workers' priority, and gives its own processes half
+# a minute to start. Tests that fork need a process in which few libraries have threads yet: unit tests come before others.
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 define parts
 	@logs=$$(mktemp -d); trap 'kill $$begun 2>/dev/null; rm -rf "$$logs"' EXIT INT TERM; \
