@@ -15,12 +15,12 @@ WORKDIR /hai
 # First what changes seldom, so that a change of code rebuilds seconds and not gigabytes.
 COPY pyproject.toml constraints.txt ./
 RUN pip install --no-cache-dir --constraint constraints.txt uv \
- && uv pip install --system --no-cache --constraint constraints.txt --requirement pyproject.toml --extra cluster \
-    --extra sweep
+ && uv pip install --system --no-cache --compile-bytecode --constraint constraints.txt --requirement pyproject.toml \
+    --extra cluster --extra sweep
 
 COPY README.md ./
 COPY hai hai
-RUN uv pip install --system --no-cache --no-deps .
+RUN uv pip install --system --no-cache --compile-bytecode --no-deps .
 
 COPY configs configs
 COPY ray_jobs ray_jobs

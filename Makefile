@@ -6,10 +6,15 @@ READY := .venv/.ready
 
 export UV_PYTHON_DOWNLOADS := never
 
+# Unlike pip, uv leaves compiling to the first import, and where Python may not write (many images forbid it) every process
+# would compile torch and Ray anew, for 7 s.
+$(READY): export UV_COMPILE_BYTECODE := 1
+
 # Here always a Ray of this machine's own, even where the shell names a cluster; the tests' one goes without tokens.
 unexport RAY_ADDRESS
 test test-all: export RAY_AUTH_MODE := disabled
 test test-all: export RAY_worker_niceness := 0
+test test-all: export PYTHONDONTWRITEBYTECODE :=
 
 # What starts Ray takes longest, so it goes first and beside it, on what it leaves, three parts of the rest. One of them is seen
 # as it goes, the output of the others comes at the end. Ray would lower its workers' priority, and gives its own processes half
@@ -42,7 +47,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "setup 1/3: making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "setup 2/3: installing the installer (uv)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	@echo "setup 3/3: installing hai and what it needs, some 7 GB with torch: seconds to minutes"
+	@echo "setup 3/3: installing hai and what it needs, some 7 GB with torch: a minute or more"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt --no-deps facenet-pytorch  # only its weight files are used; its pins would undo torch
 	@touch $@
