@@ -91,7 +91,8 @@ class TreeClock:
         self._every = every
         self._taken: dict[tuple[int, str], float] = {}
         self._when, self._sum = [time.time()], [0.0]
-        self._before = self._look()
+        self._gained: list[dict[tuple[int, str], float]] = [{}]
+        self._look()
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -112,20 +113,35 @@ class TreeClock:
         share = min(max((when - begin) / (end - begin), 0.0), 1.0) if end > begin else 1.0
         return low + share * (high - low)
 
+    def shares(self, begin: float, end: float) -> list[float]:
+        """Return what each process took between two times of `time.time()`, rounded to whole looks, most first."""
+        taken: dict[tuple[int, str], float] = {}
+        for when, gained in zip(self._when, self._gained, strict=True):
+            if begin < when <= end:
+                for process, seconds in gained.items():
+                    taken[process] = taken.get(process, 0.0) + seconds
+        return sorted(taken.values(), reverse=True)
+
     def _watch(self) -> None:
         while not self._ends.wait(self._every):
             self._note()
         self._note()
 
     def _note(self) -> None:
-        total = self._look() - self._before
+        self._gained.append(self._look())
+        self._sum.append(self._sum[-1] + sum(self._gained[-1].values()))
         self._when.append(time.time())
-        self._sum.append(total)
 
-    def _look(self) -> float:
+    def _look(self) -> dict[tuple[int, str], float]:
+        """Return what each process has taken since the last look."""
+        gained = {}
         for pid, fields in _descendants(os.getpid()).items():
-            self._taken[pid, fields[19]] = sum(int(value) for value in fields[11:13]) * _TICK  # with its start time
-        return sum(self._taken.values())
+            process = (pid, fields[19])  # with its start time
+            taken = sum(int(value) for value in fields[11:13]) * _TICK
+            if taken > self._taken.get(process, 0.0):
+                gained[process] = taken - self._taken.get(process, 0.0)
+                self._taken[process] = taken
+        return gained
 
 
 def timed(work: Callable[[], object]) -> Cost:

@@ -7,6 +7,7 @@ split and torch.save; it runs at the nice value that Ray gives its workers. The 
 
 - `run_ratio`: seconds from step 10 until the checkpoint is on the disk, over the same of the bare loop; at most 1.03.
 - `run_cpu_ratio`: the same in processor seconds of all processes of the command, Ray's among them.
+- `ray_cpu_share`: what all processes but the one that trains took of these, over those of the bare loop.
 - `steps_ratio`: seconds up to the last record of training before the evaluation.
 - `start_ratio`: seconds from the command to the tenth new step when a run is resumed, over a fresh start; at most 1.2.
   Left out with --quick, like the next.
@@ -82,6 +83,7 @@ def run(quick: bool) -> list[dict[str, Any]]:
     records = [
         record("run_ratio", ratios([one["run"] for one in whole], [one["run"] for one in bare]), most=RUN_RATIO),
         record("run_cpu_ratio", ratios([one["cpu"] for one in whole], [one["cpu"] for one in bare])),
+        record("ray_cpu_share", ratios([one["others"] for one in whole], [one["cpu"] for one in bare])),
         record("steps_ratio", ratios([one["steps"] for one in whole], [one["steps"] for one in bare])),
     ]
     if not quick:
@@ -148,6 +150,7 @@ class _Bench:
             "steps": at[self._steps - WARM] - at[WARM],
             "run": saved - at[WARM],
             "cpu": clock.seconds(saved) - clock.seconds(at[WARM]),
+            "others": sum(clock.shares(at[WARM], saved)[1:]),
             "end": command.ended - saved,
         }
 

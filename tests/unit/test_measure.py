@@ -48,6 +48,10 @@ time.sleep(0.5)
     assert clock.seconds() >= clock.seconds(half) + 0.2
     assert clock.seconds(half) >= 0.25
     assert clock.seconds(0.0) == 0.0
+    assert clock.shares(0.0, half)[0] >= 0.2
+    assert clock.shares(half, time.time())[0] >= 0.2
+    assert clock.shares(time.time(), time.time() + 1) == []
+    assert sum(clock.shares(0.0, time.time())) == pytest.approx(clock.seconds())
 
 
 def test_what_a_failing_command_said_is_shown(capsys):
