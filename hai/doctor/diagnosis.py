@@ -18,7 +18,7 @@ from hai.doctor.cards import Card, check_cards, check_on_torch, read_cards, torc
 from hai.doctor.cluster import check_ray, join_cluster
 from hai.doctor.credentials import check_clouds, check_hub, check_kaggle, check_kaggle_data, check_wandb
 from hai.doctor.findings import Finding, fine, from_error, problem
-from hai.doctor.machine import check_folders, check_machine, check_packages
+from hai.doctor.machine import check_compiled, check_folders, check_machine, check_packages
 from hai.doctor.storage import check_place, check_room_for_checkpoints
 from hai.errors import HaiError
 from hai.launch.room import Machine
@@ -84,6 +84,7 @@ def diagnose(
         return len(diagnosis.problems) == before
 
     take(check_packages())
+    take(check_compiled())
     take(check_machine())
     take(check_folders())
     shown, works = _look_at_cards(take, quick)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -19,7 +20,7 @@ from hai.doctor.findings import Finding, fine, problem, tilde, warning
 from hai.paths import cache_folder
 from hai.provenance import describe_hardware
 
-__all__ = ["check_folders", "check_machine", "check_packages", "free_memory", "write_error"]
+__all__ = ["check_compiled", "check_folders", "check_machine", "check_packages", "free_memory", "write_error"]
 
 _LEAST_MEMORY: Final = 3e9  # Ray, its workers' Python and torch, before any model
 _LEAST_SHARED: Final = 1e9
@@ -62,6 +63,24 @@ def check_packages(package: str = "hai") -> Iterator[Finding]:
         yield problem("packages", ", ".join(text for _, text in lacking), f"pip install {wishes}")
     elif declared:
         yield fine("packages", f"all that {package} needs are here")
+
+
+def check_compiled(package: str = "torch") -> Iterator[Finding]:
+    """Check that a package is compiled, or that Python may keep what it compiles at the first import."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.origin:
+        return
+    kept, site = Path(importlib.util.cache_from_source(spec.origin)), Path(spec.origin).parent.parent
+    place = next(one for one in kept.parents if one.exists())
+    if kept.exists() or (os.access(place, os.W_OK) and not sys.dont_write_bytecode):
+        return
+    reason = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else f"{tilde(place)} is read-only"
+    yield warning(
+        "packages",
+        f"{package} and others are not compiled and Python may not keep what it compiles ({reason}), so every process "
+        "starts 5 to 10 s later",
+        f"once: {tilde(sys.executable)} -m compileall -q {tilde(site)}",
+    )
 
 
 def check_machine() -> Iterator[Finding]:

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from hai.doctor.machine import check_folders, check_packages, check_shared_memory, free_memory, write_error
+from hai.doctor.machine import (
+    check_compiled,
+    check_folders,
+    check_packages,
+    check_shared_memory,
+    free_memory,
+    write_error,
+)
 from hai.doctor.storage import check_place, check_room_for_checkpoints
 
 SMALL_DISKS = """
@@ -47,6 +54,23 @@ def test_a_package_that_is_missing_or_too_old_is_named_with_its_mend(
     assert "is too old" in finding.text
     assert finding.mend == 'pip install "numpy>=999" "no-such-package>=1.2"'
     assert [one.status for one in check_packages("not-installed-at-all")] == ["ok", "warning"]
+
+
+def test_a_package_that_every_process_compiles_anew_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "made_up" / "__init__.py"
+    module.parent.mkdir()
+    module.write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert list(check_compiled("made_up")) == []
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (finding,) = check_compiled("made_up")
+    assert "made_up and others are not compiled" in finding.text
+    assert "PYTHONDONTWRITEBYTECODE is set" in finding.text
+    command = finding.mend.removeprefix("once: ").replace("~", str(Path.home()))
+    subprocess.run(command, shell=True, check=True)
+    assert list(check_compiled("made_up")) == []
+    assert list(check_compiled("no_such_package")) == []
 
 
 def test_a_full_and_a_read_only_disk_are_told(tmp_path: Path) -> None:
