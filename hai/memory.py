@@ -1,12 +1,21 @@
-"""Running out of memory: how it shows, and what is free again afterwards."""
+"""Memory of a step: how it shows that there is too little, what is free again afterwards, and what is kept."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import torch
 
-__all__ = ["device_gigabytes", "first_line", "free_memory", "is_out_of_memory"]
+__all__ = ["device_gigabytes", "first_line", "free_memory", "freed_memory_kept", "is_out_of_memory"]
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # names of mallopt(3)
+_LARGEST_THRESHOLD: Final = 32 << 20  # that glibc takes, and comes to by itself
 
 _TEXTS = (  # of plain RuntimeErrors of torch
     "not enough memory: you tried to allocate",
@@ -39,6 +48,30 @@ def free_memory(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """On a CPU, keep what a step frees for the next one, in place of giving it back to the system in between.
+
+    glibc maps every tensor above 32 MB anew and returns it when it is freed, and the kernel clears its pages each time.
+    A step becomes up to a quarter shorter without that, and up to a third more memory is taken. In threads other than
+    the first, tensors above 64 MB are mapped anew all the same. Afterwards what is free is given back. Nothing happens
+    with another C library, nor where a variable `MALLOC_*` says what is wished.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or device.type != "cpu" or any(name.startswith("MALLOC_") for name in os.environ):
+        yield
+        return
+    mallopt(_MMAP_MAX, 0)
+    mallopt(_TRIM_THRESHOLD, -1)  # never
+    try:
+        yield
+    finally:
+        mallopt(_MMAP_MAX, 65536)
+        mallopt(_MMAP_THRESHOLD, _LARGEST_THRESHOLD)
+        mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_THRESHOLD)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def device_gigabytes(device: torch.device) -> float | None:

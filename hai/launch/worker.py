@@ -13,6 +13,7 @@ from hai.cpus import num_cpus
 from hai.distributed import Workers
 from hai.launch.plan import Plan
 from hai.loop import train
+from hai.memory import freed_memory_kept
 from hai.tasks import build_task
 from hai.tasks.base import Datasets
 from hai.types import Arrays, Record
@@ -56,11 +57,12 @@ def run_worker(
         publish=_publish if plan.until_epoch is None else _leave,
     )
     task = build_task(config)
-    if not task.prepare(Workers.join(rank, world_size, device), say=say, asked=request):
-        return {"status": "interrupted", "step": 0}
-    if plan.only_prepare:
-        return {"status": "finished", "step": 0}
-    return train(config, task, context)
+    with freed_memory_kept(device):
+        if not task.prepare(Workers.join(rank, world_size, device), say=say, asked=request):
+            return {"status": "interrupted", "step": 0}
+        if plan.only_prepare:
+            return {"status": "finished", "step": 0}
+        return train(config, task, context)
 
 
 def _leave(folder: Path, predictions: Arrays | None, datasets: Datasets) -> None:
