@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 import ray
 from ray.exceptions import RaySystemError
 
-from hai.launch import ray_train, tune
+from hai.launch import mailbox, ray_train, tune
 from hai.launch.mailbox import Mailbox
 from hai.launch.plan import Plan
 from hai.types import STOP
@@ -36,12 +38,26 @@ class Post:
         return value
 
 
+class Clock:
+    """Time that passes while somebody sleeps, and only then, however busy the machine."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(0.001)  # lets other threads run
+        self.now += seconds
+
+
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray._private.auto_init_hook.enable_auto_connect", True)  # and undone
-    for module in (ray_train, tune):
-        monkeypatch.setattr(module, "_GRACE_SECONDS", 0.05)
-        monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    clock = Clock()
+    for module in (ray_train, tune, mailbox):
+        monkeypatch.setattr(module, "time", clock)
 
 
 @pytest.fixture
@@ -79,11 +95,11 @@ def test_what_is_left_is_told_by_the_newest_checkpoint(tmp_path: Path) -> None:
 def test_workers_that_still_ask_save_first(release: threading.Event) -> None:
     post = Post()
     summary = {"status": "interrupted", "step": 9}
-    calls = iter(range(1000))
+    calls = itertools.count()
 
     def request() -> int:
         post.box.asked()  # as rank 0 does
-        if next(calls) == 40:  # long after the grace that those get who do not ask
+        if next(calls) == 100:  # long after the grace that those get who do not ask
             post.box.put("summary", summary)
             release.set()
         return STOP
@@ -136,11 +152,11 @@ def test_trials_that_have_lost_their_machine_are_not_waited_for(
 def test_trials_that_still_ask_save_first(monkeypatch: pytest.MonkeyPatch, release: threading.Event) -> None:
     post = Post(("started", 3), ("say", "trial 3: refused checkpoint step_00000004"))
     monkeypatch.setattr(tune, "ray", post)
-    turns = iter(range(1000))
+    turns = itertools.count()
 
     def show(_: Any) -> None:
         post.box.asked()  # as the trial does
-        if next(turns) == 40:  # long after the grace that those get who do not ask
+        if next(turns) == 100:  # long after the grace that those get who do not ask
             release.set()
 
     assert attend(post, release.wait, show) == "trial 3: refused checkpoint step_00000004"
