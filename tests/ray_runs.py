@@ -35,7 +35,7 @@ task: detector
 data: {{sources: [{{name: faces, path: "{faces}"}}], image_size: 160, sampling: balanced, cache_decoded: "off"}}
 augment: {{flip: 0.5, jpeg_probability: 0.3, noise_probability: 0.3}}
 model: {{name: "timm:test_vit", pretrained: false}}  # neither BatchNorm nor dropout
-optim: {{name: sgd, learning_rate: 5e-3, warmup_epochs: 1}}  # AdamW makes a whole step of a gradient's last bit
+optim: {{name: sgd, learning_rate: 5e-4, warmup_epochs: 1}}  # AdamW or larger steps make much of a last bit
 train: {{max_epochs: null, max_steps: 5000, global_batch_size: 16, ema_decay: 0.9, eval_every_epochs: 50}}
 checkpoint: {{every_minutes: 0.05, keep: 3}}
 logging: {{every_steps: 1}}

@@ -158,17 +158,15 @@ def test_a_group_follows_its_machines(smooth: Path, ray_cluster: Cluster, tmp_pa
 def _same_losses(config: Path, run: Path, storage: Path, last: int) -> None:
     """Each step of a run saw the examples of that step, as one process without Ray sees them.
 
-    Two workers add in another order than one, and hundreds of steps carry the last digit on to a hundredth; other
-    examples would part the first steps already, and nearly all of them by more.
+    Two workers add in another order than one, and hundreds of steps carry the last digit on; other examples would part
+    the first steps already, and nearly all of them by far more.
     """
     storage.mkdir()
     process = start(config, storage, "scale.launcher=in_process", "scale.cpus_per_worker=1")
     wait_until(lambda: _recorded(storage / config.stem) >= last, process, storage)
     _stop(process, storage)
     expected = {record["step"]: record["train/loss"] for record in records(storage / config.stem)}
-    apart = sorted(abs(record["train/loss"] / expected[record["step"]] - 1) for record in records(run))
-    assert apart[len(apart) * 9 // 10] < 1e-2
-    assert apart[-1] < 0.1
+    assert max(abs(record["train/loss"] / expected[record["step"]] - 1) for record in records(run)) < 1e-3
 
 
 def test_neither_rays_notes_nor_the_newest_checkpoints_are_needed(
